@@ -1,0 +1,408 @@
+"""The configuration of a run: frozen dataclasses, validated at start.
+
+An experiment file (`experiments/*.py`) has a `get_config(arg)` that returns an
+`ml_collections.ConfigDict` (or a plain dict) of the keys it changes; every
+other key has the default below. The resolved configuration is written to
+`config.json` of the workdir. The keys are one of the project's fixed formats.
+"""
+
+import ast
+import dataclasses
+import importlib.util
+import json
+import os
+import sys
+import types
+import typing
+from typing import Any, Literal, get_args, get_origin
+
+FORMAT_VERSION = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+  """Sizes of the transformers (defaults: BERT-base uncased, REALM.md 1)."""
+
+  vocab_size: int = 30522
+  hidden_size: int = 768
+  num_layers: int = 12
+  num_heads: int = 12
+  mlp_size: int = 3072
+  max_positions: int = 512
+  activation: Literal['gelu_tanh', 'gelu'] = 'gelu_tanh'
+  layer_norm_eps: float = 1e-12
+  initializer_range: float = 0.02
+  dropout: float = 0.1  # on hidden states; attention weights have none
+  # Retriever (paper section 3.2).
+  retrieval_size: int = 128
+  projection_eps: float = 1e-12
+  share_embedders: bool = True
+  # Reader (release, ORQA).
+  span_hidden_size: int = 256
+  max_span_width: int = 10  # wordpieces
+  reader_eps: float = 1e-3
+  # Computation.
+  compute_dtype: Literal['float32', 'bfloat16'] = 'float32'
+  remat: bool = False  # recompute each layer in the backward pass
+
+  def validate(self) -> None:
+    for name in (
+      'vocab_size',
+      'hidden_size',
+      'num_layers',
+      'num_heads',
+      'mlp_size',
+      'max_positions',
+      'retrieval_size',
+      'span_hidden_size',
+      'max_span_width',
+    ):
+      _at_least('model', name, getattr(self, name), 1)
+    if self.hidden_size % self.num_heads:
+      raise ValueError(
+        f'model.num_heads: {self.num_heads} does not divide '
+        f'model.hidden_size {self.hidden_size}'
+      )
+    if not 0 <= self.dropout < 1:
+      raise ValueError(
+        f'model.dropout: {self.dropout}, must be at least 0 and below 1'
+      )
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig:
+  """AdamW with linear warm-up and linear decay to 0 (REALM.md 2)."""
+
+  learning_rate: float = 3e-5
+  retriever_learning_rate_scale: float = 1.0
+  warmup_steps: int = 0
+  b1: float = 0.9
+  b2: float = 0.999
+  eps: float = 1e-6
+  weight_decay: float = 0.01
+  clip_norm: float = 1.0
+  bias_correction: bool = False  # the release had none
+
+  def validate(self) -> None:
+    for name in ('learning_rate', 'retriever_learning_rate_scale'):
+      if getattr(self, name) < 0:
+        raise ValueError(
+          f'optimizer.{name}: {getattr(self, name)}, must not be negative'
+        )
+    _at_least('optimizer', 'warmup_steps', self.warmup_steps, 0)
+    for name in ('b1', 'b2'):
+      if not 0 <= getattr(self, name) < 1:
+        raise ValueError(
+          f'optimizer.{name}: {getattr(self, name)}, must be in [0, 1)'
+        )
+    if self.clip_norm <= 0:
+      raise ValueError(
+        f'optimizer.clip_norm: {self.clip_norm}, must be positive'
+      )
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshConfig:
+  """Device mesh: batch and FSDP over `data`, tensors over `model`."""
+
+  data: int = -1  # -1: all the devices that `model` leaves
+  model: int = 1
+
+  def validate(self) -> None:
+    _at_least('mesh', 'model', self.model, 1)
+    if self.data != -1:
+      _at_least('mesh', 'data', self.data, 1)
+
+
+@dataclasses.dataclass(frozen=True)
+class IndexConfig:
+  """The index over the corpus Z."""
+
+  kind: Literal['exact'] = 'exact'
+  rows_dtype: Literal['float32', 'bfloat16'] = 'bfloat16'
+  token_table: Literal['device'] = 'device'
+  keep: int = 3  # versions kept on disk
+  min_recall: float = 0.0  # a build below this recall@k is refused
+  search_block: int = 8192  # rows scored at a time on a device
+  max_excluded: int = 8  # rows a query may exclude (trivial retrieval)
+
+  def validate(self) -> None:
+    _at_least('index', 'keep', self.keep, 1)
+    _at_least('index', 'search_block', self.search_block, 1)
+    _at_least('index', 'max_excluded', self.max_excluded, 1)
+    if not 0 <= self.min_recall <= 1:
+      raise ValueError(
+        f'index.min_recall: {self.min_recall}, must be a fraction in [0, 1]'
+      )
+
+
+@dataclasses.dataclass(frozen=True)
+class RefreshConfig:
+  """How the index follows the model (paper section 3.3)."""
+
+  where: Literal['separate', 'in_process', 'none'] = 'separate'
+  policy: Literal['async'] = 'async'
+  every: int = 500  # steps between refreshes when in_process
+  batch_size: int = 128  # blocks embedded at a time
+  poll_seconds: float = 0.5  # first wait of the refresher; doubles to 30 s
+
+  def validate(self) -> None:
+    _at_least('refresh', 'every', self.every, 1)
+    _at_least('refresh', 'batch_size', self.batch_size, 1)
+    if self.poll_seconds <= 0:
+      raise ValueError(
+        f'refresh.poll_seconds: {self.poll_seconds}, must be positive'
+      )
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+  """One training stage. Lengths are in wordpieces."""
+
+  # What is read.
+  corpus: str = ''  # Z, a store that `realm prepare` made
+  text_corpus: str = ''  # X; default Z
+  questions: str = ''
+  dev_questions: str = ''
+  init_from: str = ''  # WORKDIR[:STEP] or a Hugging Face directory
+  index_from: str = ''  # WORKDIR; default: init_from's
+
+  # The run.
+  seed: int = 0
+  num_steps: int = 1000
+  batch_size: int = 32  # global
+  log_every: int = 50
+  checkpoint_every: int = 500
+  keep_checkpoints: int = 3
+
+  # Shapes.
+  query_length: int = 96
+  reader_length: int = 320  # question and body, fine-tuning
+  max_masks: int = 10
+  num_candidates: int = 8  # the null document included
+
+  # Objectives.
+  pooling: Literal['cls', 'mean'] = 'cls'
+  score_temperature: float = 1.0  # f(x, z) is divided by it
+  masking: Literal['salient', 'uniform', 'random_span'] = 'salient'
+  mask_rate: float = 0.15  # of uniform masking
+  marginal: Literal['sequence', 'token'] = 'sequence'
+  sentence_removal: float = 0.9  # ICT: how often the block loses the sentence
+  freeze_retriever_steps: int = 0
+  retriever_beam: int = 5000
+  reader_beam: int = 5
+  max_gold_rows: int = 256  # blocks with an answer, a question
+  max_gold_spans: int = 4  # occurrences of the answers, a block
+  closed_book: bool = False  # fine-tune the encoder alone: no retrieval
+  max_answer_length: int = 8  # of a closed-book answer
+  eval_every: int = 0  # steps between dev evaluations; 0: each epoch
+
+  model: ModelConfig = ModelConfig()
+  optimizer: OptimizerConfig = OptimizerConfig()
+  mesh: MeshConfig = MeshConfig()
+  index: IndexConfig = IndexConfig()
+  refresh: RefreshConfig = RefreshConfig()
+
+  def validate(self) -> None:
+    """Raises ValueError that names the first field that cannot be right."""
+    for name in (
+      'num_steps',
+      'batch_size',
+      'log_every',
+      'checkpoint_every',
+      'keep_checkpoints',
+      'query_length',
+      'reader_length',
+      'max_masks',
+      'num_candidates',
+      'retriever_beam',
+      'reader_beam',
+      'max_gold_rows',
+      'max_gold_spans',
+      'max_answer_length',
+    ):
+      _at_least('', name, getattr(self, name), 1)
+    for name in ('seed', 'freeze_retriever_steps', 'eval_every'):
+      _at_least('', name, getattr(self, name), 0)
+    if self.score_temperature <= 0:
+      raise ValueError(
+        f'score_temperature: {self.score_temperature}, must be positive'
+      )
+    for name in ('sentence_removal', 'mask_rate'):
+      if not 0 <= getattr(self, name) <= 1:
+        raise ValueError(f'{name}: {getattr(self, name)}, must be in [0, 1]')
+    if self.reader_beam > self.retriever_beam:
+      raise ValueError(
+        f'reader_beam: {self.reader_beam} is more than retriever_beam '
+        f'{self.retriever_beam}'
+      )
+    for section in (
+      self.model,
+      self.optimizer,
+      self.mesh,
+      self.index,
+      self.refresh,
+    ):
+      section.validate()
+
+  def to_dict(self) -> dict[str, Any]:
+    return dataclasses.asdict(self)
+
+
+def _at_least(section: str, name: str, value: int, least: int) -> None:
+  if value < least:
+    field = f'{section}.{name}' if section else name
+    raise ValueError(f'{field}: {value}, must be at least {least}')
+
+
+def from_dict(values: dict[str, Any]) -> Config:
+  """Builds a validated Config.
+
+  Args:
+    values: nested mapping of config keys; absent keys take their defaults.
+
+  Returns:
+    The validated configuration.
+
+  Raises:
+    ValueError: a key that does not exist, a value of another type, or a value
+      that cannot be right; the message names the key.
+  """
+  config = _build(Config, values, '')
+  config.validate()
+  return config
+
+
+def replace(config: Config, **changes: Any) -> Config:
+  """A validated copy; sections take dicts of the keys they change."""
+  merged = config.to_dict()
+  for name, value in changes.items():
+    if isinstance(value, dict):
+      merged[name].update(value)
+    else:
+      merged[name] = value
+  return from_dict(merged)
+
+
+def load(path: str, overrides: dict[str, str] | None = None) -> Config:
+  """Reads an experiment file.
+
+  Args:
+    path: `FILE.py` or `FILE.py:ARG`; `get_config(ARG)` is called.
+    overrides: dotted key to the text given on the command line.
+
+  Returns:
+    The validated configuration.
+
+  Raises:
+    ValueError: the file is not there or has no get_config, or a key or value
+      is wrong.
+  """
+  file, _, argument = path.partition('.py:')
+  if argument:
+    file += '.py'
+  if not os.path.isfile(file):
+    raise ValueError(f'--config {file}: no such file')
+  spec = importlib.util.spec_from_file_location('realm_experiment', file)
+  if spec is None or spec.loader is None:
+    raise ValueError(f'--config {file}: not a Python file (FILE.py[:ARG])')
+  module = importlib.util.module_from_spec(spec)
+  # An experiment may import its neighbours.
+  sys.path.insert(0, os.path.dirname(os.path.abspath(file)))
+  try:
+    spec.loader.exec_module(module)
+  finally:
+    sys.path.pop(0)
+  if not hasattr(module, 'get_config'):
+    raise ValueError(f'--config {file}: has no get_config(arg)')
+  values = module.get_config(*([argument] if argument else []))
+  if hasattr(values, 'to_dict'):
+    values = values.to_dict()
+  for key, text in (overrides or {}).items():
+    _override(values, key, text)
+  return from_dict(values)
+
+
+def read(path: str) -> Config:
+  """Reads a `config.json` that a run wrote."""
+  with open(path, encoding='utf-8') as file:
+    values = json.load(file)
+  version = values.pop('format_version', None)
+  if version != FORMAT_VERSION:
+    raise ValueError(
+      f'{path}: format_version {version}, this program reads {FORMAT_VERSION}'
+    )
+  values.pop('stage', None)
+  return from_dict(values)
+
+
+def _override(values: dict[str, Any], key: str, text: str) -> None:
+  """Sets one dotted key from command-line text, typed by its field."""
+  *sections, name = key.split('.')
+  cls: Any = Config
+  for section in sections:
+    cls = _field_type(cls, section, key)
+    if not dataclasses.is_dataclass(cls):
+      raise ValueError(f'--config.{key}: no such key')
+    values = values.setdefault(section, {})
+  kind = _field_type(cls, name, key)
+  if dataclasses.is_dataclass(kind):
+    raise ValueError(f'--config.{key}: is a section, set one of its keys')
+  if kind is str or get_origin(kind) is Literal:
+    values[name] = text
+    return
+  try:
+    values[name] = ast.literal_eval(text.capitalize() if kind is bool else text)
+  except (ValueError, SyntaxError) as error:
+    raise ValueError(
+      f'--config.{key}={text}: expected {_type_name(kind)}'
+    ) from error
+
+
+def _field_type(cls: type, name: str, key: str) -> Any:
+  hints = typing.get_type_hints(cls)
+  if name not in hints:
+    raise ValueError(f'--config.{key}: no such key; has {", ".join(hints)}')
+  return hints[name]
+
+
+def _build(cls: type, values: Any, prefix: str) -> Any:
+  if not isinstance(values, dict):
+    raise ValueError(f'config.{prefix.rstrip(".")}: expected a section')
+  hints = typing.get_type_hints(cls)
+  arguments = {}
+  for name, value in values.items():
+    if name not in hints:
+      raise ValueError(
+        f'config.{prefix}{name}: no such key; has {", ".join(hints)}'
+      )
+    kind = hints[name]
+    if dataclasses.is_dataclass(kind):
+      arguments[name] = _build(typing.cast(type, kind), value, f'{name}.')
+    else:
+      arguments[name] = _check(kind, value, f'config.{prefix}{name}')
+  return cls(**arguments)
+
+
+def _check(kind: Any, value: Any, where: str) -> Any:
+  if get_origin(kind) is Literal:
+    if value not in get_args(kind):
+      choices = ', '.join(map(str, get_args(kind)))
+      raise ValueError(f'{where}: {value!r}, choose from {choices}')
+    return value
+  if kind is float and type(value) is int:
+    return float(value)
+  if kind is str and isinstance(value, os.PathLike):
+    return os.fspath(value)
+  if type(value) is not kind:
+    raise ValueError(f'{where}: {value!r}, expected {_type_name(kind)}')
+  return value
+
+
+def _type_name(kind: Any) -> str:
+  names = {int: 'an integer', float: 'a number', bool: 'true or false'}
+  return (
+    names.get(kind, 'text')
+    if not isinstance(kind, types.UnionType)
+    else str(kind)
+  )
