@@ -1,0 +1,204 @@
+"""Maximum inner product search over rows that are split over all devices.
+
+The index is a value: a pytree that goes into the step and comes out of it.
+Scores are never a [B, N] matrix: each device walks its own rows a block at a
+time with a running top-k, then k scores a device and query are exchanged.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from realm_jax.parallel.mesh import BATCH, ROWS
+
+P = jax.sharding.PartitionSpec
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Index:
+  """An index version on the devices, rows split over `data` and `model`.
+
+  N is padded to a multiple of the devices; padding and removed documents are
+  not `valid`.
+  """
+
+  rows_NE: jax.Array
+  valid_N: jax.Array  # bool
+  tokens_NL: jax.Array  # `[CLS] title [SEP] body [SEP]`, uint16 or int32
+  block: int = dataclasses.field(default=8192, metadata={'static': True})
+
+
+def search(
+  index: Index,
+  query_BE: jax.Array,
+  k: int,
+  exclude_BX: jax.Array | None = None,
+) -> tuple[jax.Array, jax.Array]:
+  """The k rows of largest inner product with each query (paper 3.3).
+
+  Runs inside jit under `jax.set_mesh`; not differentiable by design: the index
+  only selects, scores that count are computed afresh from the rows taken.
+
+  Args:
+    index: rows to search.
+    query_BE: queries, any B.
+    k: rows to return.
+    exclude_BX: rows that a query must not return, padded with -1.
+
+  Returns:
+    score_BK float32, descending, and row_BK int32; equal scores come in order
+    of row. A place that cannot be filled has score -inf and row -1.
+
+  Raises:
+    ValueError: k below 1, or another E than the index has.
+  """
+  if exclude_BX is None:
+    return _search(index, query_BE, k)
+  score_BK, row_BK = _search(index, query_BE, k + exclude_BX.shape[1])
+  score_BK, row_BK, _ = drop_excluded(score_BK, row_BK, exclude_BX, k)
+  return score_BK, row_BK
+
+
+def drop_excluded(
+  score_BK: jax.Array, row_BK: jax.Array, exclude_BX: jax.Array, k: int
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+  """Takes the excluded rows out of a longer result.
+
+  A result of k + X rows keeps at least k of them: no query loses a place.
+
+  Args:
+    score_BK: descending scores of at least k + X rows.
+    row_BK: their rows.
+    exclude_BX: rows to take out, padded with -1.
+    k: rows to keep.
+
+  Returns:
+    score_BK and row_BK of the k best that are left, and hit_B: whether any of
+    the first k was excluded.
+  """
+  hit_BK = (row_BK[:, :, None] == exclude_BX[:, None, :]).any(2) & (row_BK >= 0)
+  score_BK = jnp.where(hit_BK, -jnp.inf, score_BK)
+  best_BK, place_BK = jax.lax.top_k(score_BK, k)
+  row_BK = jnp.take_along_axis(row_BK, place_BK, 1)
+  return (
+    best_BK,
+    jnp.where(best_BK == -jnp.inf, -1, row_BK),
+    hit_BK[:, :k].any(1),
+  )
+
+
+def _search(
+  index: Index, query_BE: jax.Array, k: int
+) -> tuple[jax.Array, jax.Array]:
+  if k < 1:
+    raise ValueError(f'search: k is {k}, must be at least 1')
+  if query_BE.shape[1] != index.rows_NE.shape[1]:
+    raise ValueError(
+      f'search: queries have {query_BE.shape[1]} dimensions, the index has '
+      f'{index.rows_NE.shape[1]}'
+    )
+  mesh = jax.sharding.get_abstract_mesh()
+  data, model = mesh.shape['data'], mesh.shape['model']
+  num_queries = query_BE.shape[0]
+  # The exchange gives each device along `data` its share of the queries.
+  padding = -num_queries % data
+  query_BE = jnp.pad(
+    jax.lax.stop_gradient(query_BE).astype(jnp.float32), ((0, padding), (0, 0))
+  )
+
+  def shard(
+    rows_nE: jax.Array, valid_n: jax.Array, query_BE: jax.Array
+  ) -> tuple[jax.Array, jax.Array]:
+    n = rows_nE.shape[0]
+    place = jax.lax.axis_index('data') * model + jax.lax.axis_index('model')
+    score_BK, row_BK = _local_top_k(rows_nE, valid_n, query_BE, k, index.block)
+    row_BK = jnp.where(score_BK == -jnp.inf, -1, row_BK + place * n)
+    # Merge over `model`, then each `data` peer merges its own queries. Peers
+    # come in order of their rows, so equal scores stay in order of row.
+    if model > 1:
+      score_BK, row_BK = _merge(
+        jax.lax.all_gather(score_BK, 'model', axis=1, tiled=True),
+        jax.lax.all_gather(row_BK, 'model', axis=1, tiled=True),
+        k,
+      )
+    if data > 1:
+      score_BK, row_BK = _merge(
+        *(_exchange(x, data) for x in (score_BK, row_BK)), k
+      )
+    return score_BK, row_BK
+
+  score_BK, row_BK = jax.shard_map(
+    shard,
+    in_specs=(ROWS, ROWS, P()),
+    out_specs=BATCH,
+    check_vma=False,  # peers along `model` hold equal results
+  )(index.rows_NE, index.valid_N, query_BE)
+  return score_BK[:num_queries], row_BK[:num_queries]
+
+
+def _exchange(x_BK: jax.Array, data: int) -> jax.Array:
+  """[B, k] on each peer to [B / data, data * k]: all results, own queries."""
+  num_queries, k = x_BK.shape
+  x = x_BK.reshape(data, num_queries // data, k)
+  x = jax.lax.all_to_all(x, 'data', split_axis=0, concat_axis=0)
+  return x.transpose(1, 0, 2).reshape(num_queries // data, data * k)
+
+
+def _merge(
+  score_BK: jax.Array, row_BK: jax.Array, k: int
+) -> tuple[jax.Array, jax.Array]:
+  score_BK, place_BK = jax.lax.top_k(score_BK, k)
+  return score_BK, jnp.take_along_axis(row_BK, place_BK, 1)
+
+
+def _local_top_k(
+  rows_nE: jax.Array,
+  valid_n: jax.Array,
+  query_BE: jax.Array,
+  k: int,
+  block: int,
+) -> tuple[jax.Array, jax.Array]:
+  """Running top-k over one device's rows, `block` rows at a time."""
+  n = rows_nE.shape[0]
+  num_queries = query_BE.shape[0]
+  block = min(block, n)
+  num_blocks = -(-n // block)
+  taken = min(k, block)
+
+  def body(
+    best: tuple[jax.Array, jax.Array], i: jax.Array
+  ) -> tuple[tuple[jax.Array, jax.Array], None]:
+    # The last block reaches back over rows already seen (a slice has one
+    # size); those are masked.
+    first = i * block
+    start = jnp.minimum(first, n - block)
+    # The barrier keeps the conversion to float32 inside the loop: hoisted out
+    # of it, it would hold a float32 copy of the whole shard.
+    rows_bE = jax.lax.optimization_barrier(
+      jax.lax.dynamic_slice_in_dim(rows_nE, start, block)
+    )
+    valid_b = jax.lax.dynamic_slice_in_dim(valid_n, start, block)
+    row_b = start + jnp.arange(block, dtype=jnp.int32)
+    score_Bb = jnp.einsum(
+      'BE,bE->Bb',
+      query_BE,
+      rows_bE.astype(jnp.float32),
+      preferred_element_type=jnp.float32,
+    )
+    keep_b = valid_b & (row_b >= first)
+    score_Bb = jnp.where(keep_b[None, :], score_Bb, -jnp.inf)
+    score_BK, place_BK = jax.lax.top_k(score_Bb, taken)
+    return _merge(
+      jnp.concatenate([best[0], score_BK], 1),
+      jnp.concatenate([best[1], start + place_BK], 1),
+      k,
+    ), None
+
+  empty = (
+    jnp.full((num_queries, k), -jnp.inf, jnp.float32),
+    jnp.full((num_queries, k), -1, jnp.int32),
+  )
+  best, _ = jax.lax.scan(body, empty, jnp.arange(num_blocks, dtype=jnp.int32))
+  return best
