@@ -1,0 +1,179 @@
+"""BERT, as a stack of layers that runs in one scan.
+
+Parameters are float32; matrix products run in `config.compute_dtype`;
+layer norms, softmax and residual sums run in float32. Padding is token id 0.
+"""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from realm_jax.config import ModelConfig
+
+NUM_SEGMENTS = 2
+
+
+def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
+  """Drops elements with probability `rate`; none when `key` is None."""
+  if key is None or rate == 0:
+    return x
+  keep = jax.random.bernoulli(key, 1 - rate, x.shape)
+  return jnp.where(keep, x / (1 - rate), 0)
+
+
+def linear(
+  config: ModelConfig, size_in: int, size_out: int, rngs: nnx.Rngs
+) -> nnx.Linear:
+  """A dense layer, initialised as BERT does."""
+  return nnx.Linear(
+    size_in,
+    size_out,
+    kernel_init=nnx.initializers.truncated_normal(config.initializer_range),
+    dtype=jnp.dtype(config.compute_dtype),
+    rngs=rngs,
+  )
+
+
+def layer_norm(size: int, eps: float, rngs: nnx.Rngs) -> nnx.LayerNorm:
+  """A float32 layer norm whose variance is exact at tiny `eps`."""
+  # The fast variance, E[x^2] - E[x]^2, loses parity at eps 1e-12.
+  return nnx.LayerNorm(
+    size,
+    epsilon=eps,
+    dtype=jnp.float32,
+    use_fast_variance=False,
+    rngs=rngs,
+  )
+
+
+def activate(config: ModelConfig, x: jax.Array) -> jax.Array:
+  return jax.nn.gelu(x, approximate=config.activation == 'gelu_tanh')
+
+
+class Layer(nnx.Module):
+  """One transformer layer: self-attention and an MLP, norms after the sums."""
+
+  def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
+    self.config = config
+    size = config.hidden_size
+    self.query = linear(config, size, size, rngs)
+    self.key = linear(config, size, size, rngs)
+    self.value = linear(config, size, size, rngs)
+    self.output = linear(config, size, size, rngs)
+    self.attention_norm = layer_norm(size, config.layer_norm_eps, rngs)
+    self.mlp_in = linear(config, size, config.mlp_size, rngs)
+    self.mlp_out = linear(config, config.mlp_size, size, rngs)
+    self.mlp_norm = layer_norm(size, config.layer_norm_eps, rngs)
+
+  def __call__(
+    self, x_BLD: jax.Array, real_BL: jax.Array, key: jax.Array | None
+  ) -> jax.Array:
+    config = self.config
+    keys = (None, None) if key is None else jax.random.split(key)
+    heads = (*x_BLD.shape[:2], config.num_heads, -1)
+    # Every position, padding too, sees the real ones: no row is ever empty
+    # of weights, and what padding computes reaches nothing.
+    y_BLHA = jax.nn.dot_product_attention(
+      self.query(x_BLD).reshape(heads),
+      self.key(x_BLD).reshape(heads),
+      self.value(x_BLD).reshape(heads),
+      mask=real_BL[:, None, None, :],
+    )
+    y_BLD = self.output(y_BLHA.reshape(x_BLD.shape))
+    x_BLD = self._add(self.attention_norm, x_BLD, y_BLD, keys[0])
+    y_BLF = activate(config, self.mlp_in(x_BLD))
+    return self._add(self.mlp_norm, x_BLD, self.mlp_out(y_BLF), keys[1])
+
+  def _add(
+    self,
+    norm: nnx.LayerNorm,
+    x_BLD: jax.Array,
+    y_BLD: jax.Array,
+    key: jax.Array | None,
+  ) -> jax.Array:
+    y_BLD = dropout(y_BLD.astype(jnp.float32), self.config.dropout, key)
+    return norm(x_BLD.astype(jnp.float32) + y_BLD).astype(x_BLD.dtype)
+
+
+class Bert(nnx.Module):
+  """Token ids to hidden states."""
+
+  def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
+    self.config = config
+
+    def table(rows: int) -> nnx.Embed:
+      return nnx.Embed(
+        rows,
+        config.hidden_size,
+        embedding_init=nnx.initializers.truncated_normal(
+          config.initializer_range
+        ),
+        rngs=rngs,
+      )
+
+    self.word = table(config.vocab_size)
+    self.position = table(config.max_positions)
+    self.segment = table(NUM_SEGMENTS)
+    self.norm = layer_norm(config.hidden_size, config.layer_norm_eps, rngs)
+
+    @nnx.split_rngs(splits=config.num_layers)
+    @nnx.vmap
+    def stack(rngs: nnx.Rngs) -> Layer:
+      return Layer(config, rngs)
+
+    self.layers = stack(rngs)
+
+  def __call__(
+    self,
+    token_BL: jax.Array,
+    segment_BL: jax.Array,
+    *,
+    key: jax.Array | None = None,
+  ) -> jax.Array:
+    """Hidden states of the last layer.
+
+    Args:
+      token_BL: wordpiece ids; 0 is padding.
+      segment_BL: 0 or 1.
+      key: of dropout; None: no dropout.
+
+    Returns:
+      [B, L, D] in the compute dtype.
+
+    Raises:
+      ValueError: the text is longer than the position table.
+    """
+    config = self.config
+    length = token_BL.shape[1]
+    if length > config.max_positions:
+      raise ValueError(
+        f'model.max_positions: {config.max_positions}, must be at least the '
+        f'text length {length}'
+      )
+    embed_key, layers_key = (
+      (None, None) if key is None else jax.random.split(key)
+    )
+    x_BLD = (
+      self.word(token_BL)
+      + self.position(jnp.arange(length))[None]
+      + self.segment(segment_BL)
+    )
+    x_BLD = dropout(self.norm(x_BLD), config.dropout, embed_key)
+    x_BLD = x_BLD.astype(config.compute_dtype)
+    real_BL = token_BL != 0
+    graphdef, stacked = nnx.split(self.layers)
+    keys = (
+      None
+      if layers_key is None
+      else jax.random.split(layers_key, config.num_layers)
+    )
+
+    def run(x_BLD, layer):
+      state, key = layer
+      return nnx.merge(graphdef, state)(x_BLD, real_BL, key), None
+
+    if config.remat:
+      # Inside a scan nothing can be shared between the passes anyway.
+      run = jax.checkpoint(run, prevent_cse=False)
+    x_BLD, _ = jax.lax.scan(run, x_BLD, (stacked, keys))
+    return x_BLD
