@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from realm_jax.config import ModelConfig
+from realm_jax.parallel.mesh import split_batch
 
 NUM_SEGMENTS = 2
 
@@ -159,7 +160,7 @@ class Bert(nnx.Module):
       + self.segment(segment_BL)
     )
     x_BLD = dropout(self.norm(x_BLD), config.dropout, embed_key)
-    x_BLD = x_BLD.astype(config.compute_dtype)
+    x_BLD = split_batch(x_BLD.astype(config.compute_dtype))
     real_BL = token_BL != 0
     graphdef, stacked = nnx.split(self.layers)
     keys = (
@@ -170,7 +171,8 @@ class Bert(nnx.Module):
 
     def run(x_BLD, layer):
       state, key = layer
-      return nnx.merge(graphdef, state)(x_BLD, real_BL, key), None
+      x_BLD = nnx.merge(graphdef, state)(x_BLD, real_BL, key)
+      return split_batch(x_BLD), None
 
     if config.remat:
       # Inside a scan nothing can be shared between the passes anyway.
