@@ -1,0 +1,340 @@
+"""Checkpoints of a run: Orbax's, with the parts of a model named.
+
+`checkpoints/<step>/` holds one item for each top-level key of the state
+(`params`, `opt_state`, ...) and `meta`, a JSON object. A part of the model
+(`params/<part>`) can be read by name without the rest. A step is listed only
+once it is committed. `saved.jsonl` has a line for every step ever saved, which
+outlives the checkpoint: `step, embedder_digest, index_version`.
+"""
+
+import shutil
+import threading
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from etils import epath
+
+from realm_jax.workdir import files
+
+_DELETED = 'deleted'  # steps on their way out
+_RECORDED = ('embedder_digest', 'index_version', 'score')
+
+
+class Checkpoints:
+  """Saves and restores the states of a run. All processes call it alike.
+
+  Args:
+    path: the workdir (not its `checkpoints`).
+    keep: how many of the newest steps stay.
+    keep_best: keep the step with the highest score too.
+  """
+
+  def __init__(self, path: epath.PathLike, keep: int, keep_best: bool = False):
+    self._path = path = epath.Path(path)
+    self._directory = path / 'checkpoints'
+    policies = [ocp.checkpoint_managers.LatestN(keep)]
+    if keep_best:
+      policies.append(
+        ocp.checkpoint_managers.BestN(
+          get_metric_fn=_score, n=1, keep_checkpoints_without_metrics=False
+        )
+      )
+    self._manager = ocp.CheckpointManager(
+      self._directory,
+      options=ocp.CheckpointManagerOptions(
+        preservation_policy=ocp.checkpoint_managers.AnyPreservationPolicy(
+          policies
+        ),
+        best_fn=_score if keep_best else None,
+        # A step leaves in one move: nobody lists one that is half deleted.
+        todelete_subdir=_DELETED,
+        cleanup_tmp_directories=True,
+      ),
+    )
+    self._primary = jax.process_index() == 0
+    self._deletion: threading.Thread | None = None
+    self._unrecorded: list[dict[str, Any]] = []
+    if self._primary:
+      self._log = files.LineLog(path / 'saved.jsonl')
+      self._delete()
+      # A run that was killed may have committed a step and not recorded it.
+      recorded = {line['step'] for line in files.read_lines(self._log.path)}
+      for step in steps(path):
+        if step not in recorded:
+          self._unrecorded.append(_record(step, read_meta(path, step)))
+      self._write_records()
+
+  def save(
+    self,
+    step: int,
+    state: dict[str, Any],
+    meta: dict[str, Any],
+    score: float | None = None,
+  ) -> None:
+    """Starts to save a step; training goes on while it is written.
+
+    Args:
+      step: steps done.
+      state: top-level keys to pytrees of arrays: `params`, `opt_state`, ...
+      meta: JSON values; `embedder_digest` and `index_version` go to
+        saved.jsonl too.
+      score: what `keep_best` compares; higher is better.
+
+    Raises:
+      ValueError: the step is saved already.
+      OSError: this or an earlier save failed.
+    """
+    self.wait()
+    if step in self._manager.all_steps():
+      raise ValueError(f'{self._directory / str(step)}: is saved already')
+    meta = meta | {'score': score}
+    items = {
+      name: ocp.args.PyTreeSave(value)  # type: ignore[call-arg]
+      for name, value in state.items()
+    }
+    self._manager.save(
+      step,
+      args=ocp.args.Composite(
+        **items,
+        meta=ocp.args.JsonSave(meta),  # type: ignore[call-arg]
+      ),
+      metrics=None if score is None else {'score': score},
+      force=True,
+    )
+    self._unrecorded.append(_record(step, meta))
+
+  def wait(self) -> None:
+    """Waits until all that was saved is committed and recorded.
+
+    Raises:
+      OSError: a save failed, as on a full disk.
+    """
+    try:
+      self._manager.wait_until_finished()
+    except ValueError as error:  # TensorStore's for every kind of failure
+      raise OSError(f'{self._directory}: saving failed: {error}') from error
+    if self._primary:
+      self._write_records()
+      self._delete()
+
+  def latest_step(self) -> int | None:
+    """The newest step saved, or None."""
+    return self._manager.latest_step()
+
+  def restore(self, step: int, abstract: dict[str, Any]) -> dict[str, Any]:
+    """Restores a state.
+
+    Args:
+      step: a committed step.
+      abstract: the state's pytrees with jax.ShapeDtypeStruct leaves; each
+        leaf is read straight to its sharding, or to numpy if it has none.
+
+    Returns:
+      The state, in the structure of `abstract`.
+
+    Raises:
+      ValueError: the checkpoint is of another model; names the parameter.
+    """
+    self.wait()
+    return {
+      name: _restore(self._directory / str(step) / name, tree)
+      for name, tree in abstract.items()
+    }
+
+  def close(self) -> None:
+    """Waits as `wait` does, and ends the threads."""
+    self.wait()
+    self._manager.close()
+    if self._deletion is not None:
+      self._deletion.join()
+
+  def _write_records(self) -> None:
+    committed = set(steps(self._path))  # without a save that failed
+    for record in self._unrecorded:
+      if record['step'] in committed:
+        self._log.append(record)
+    self._unrecorded = []
+
+  def _delete(self) -> None:
+    """Unlinks the old steps in a thread: gigabytes take long."""
+    deleted = self._directory / _DELETED
+    if not files.is_local(deleted) or not deleted.exists():
+      return
+    if self._deletion is not None:
+      self._deletion.join()
+    old = list(deleted.iterdir())
+    self._deletion = threading.Thread(
+      target=lambda: [shutil.rmtree(step) for step in old]
+    )
+    self._deletion.start()
+
+
+def steps(path: epath.PathLike) -> list[int]:
+  """Committed steps of a workdir, oldest first; cheap enough to poll."""
+  directory = epath.Path(path) / 'checkpoints'
+  if not directory.exists():
+    return []
+  return sorted(
+    int(child.name)
+    for child in directory.iterdir()
+    if child.name.isdigit() and ocp.utils.is_checkpoint_finalized(child)
+  )
+
+
+def best_step(path: epath.PathLike) -> int | None:
+  """The committed step with the highest score (the newest of equals)."""
+  scores = [
+    (read_meta(path, step)['score'], step)
+    for step in steps(path)
+    if read_meta(path, step)['score'] is not None
+  ]
+  return max(scores)[1] if scores else None
+
+
+def read_meta(path: epath.PathLike, step: int) -> dict[str, Any]:
+  """The meta of a committed step."""
+  return files.read_json(_committed(path, step) / 'meta' / 'metadata')
+
+
+def read_record(path: epath.PathLike, step: int) -> dict[str, Any]:
+  """What was recorded when a step was saved, be it deleted since or not.
+
+  Args:
+    path: the workdir.
+    step: the step.
+
+  Returns:
+    `step, embedder_digest, index_version, score`; absent values are None.
+
+  Raises:
+    ValueError: no such step was saved here.
+  """
+  saved = epath.Path(path) / 'saved.jsonl'
+  for record in reversed(files.read_lines(saved)):
+    if record['step'] == step:
+      return record
+  # The line follows the commit a moment later.
+  if step in steps(path):
+    return _record(step, read_meta(path, step))
+  raise ValueError(f'{saved}: no checkpoint of step {step} was saved')
+
+
+def params_shapes(path: epath.PathLike, step: int) -> dict[str, Any]:
+  """Names, shapes and dtypes of the parameters of a committed step.
+
+  Args:
+    path: the workdir.
+    step: a committed step.
+
+  Returns:
+    part to nested dict of jax.ShapeDtypeStruct (without shardings).
+  """
+  saved = _saved_tree(_committed(path, step) / 'params')
+  return jax.tree.map(
+    lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), saved
+  )
+
+
+def restore_part(
+  path: epath.PathLike, step: int, part: str, abstract: Any
+) -> Any:
+  """Restores `params/<part>` alone; nothing else is read.
+
+  Args:
+    path: the workdir.
+    step: a committed step.
+    part: document_embedder, query_embedder, encoder or reader.
+    abstract: the part's tree with jax.ShapeDtypeStruct leaves; each is read
+      straight to its sharding, or to numpy if it has none.
+
+  Returns:
+    The parameters of the part.
+
+  Raises:
+    FileNotFoundError: the step is not there (any more): take a newer one.
+    ValueError: the checkpoint has no such part or is of another model.
+  """
+  directory = _committed(path, step)
+  try:
+    return _restore(directory / 'params', {part: abstract}, partial=True)[part]
+  except (ValueError, OSError) as error:
+    if not directory.exists():
+      raise FileNotFoundError(
+        f'{directory}: was deleted while it was read'
+      ) from error
+    raise
+
+
+def _committed(path: epath.PathLike, step: int) -> epath.Path:
+  directory = epath.Path(path) / 'checkpoints' / str(step)
+  if not directory.exists() or not ocp.utils.is_checkpoint_finalized(directory):
+    raise FileNotFoundError(
+      f'{directory}: no such checkpoint; has {steps(path)}'
+    )
+  return directory
+
+
+def _saved_tree(directory: epath.Path) -> Any:
+  return ocp.PyTreeCheckpointHandler().metadata(directory).tree
+
+
+def _restore(
+  directory: epath.Path, abstract: Any, partial: bool = False
+) -> Any:
+  saved = _saved_tree(directory)
+  _check_same_model(directory, abstract, saved, partial)
+  restore_args = jax.tree.map(_restore_args, abstract)
+  with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+    return checkpointer.restore(
+      directory,
+      args=ocp.args.PyTreeRestore(  # type: ignore[call-arg]
+        item=abstract, restore_args=restore_args, partial_restore=partial
+      ),
+    )
+
+
+def _restore_args(leaf: jax.ShapeDtypeStruct) -> ocp.RestoreArgs:
+  if leaf.sharding is None:
+    return ocp.RestoreArgs(restore_type=np.ndarray)
+  return ocp.ArrayRestoreArgs(
+    sharding=leaf.sharding, global_shape=leaf.shape, dtype=leaf.dtype
+  )
+
+
+def _check_same_model(
+  directory: epath.Path, wanted: Any, saved: Any, partial: bool
+) -> None:
+  """Orbax would cast, and name no parameter."""
+  want, have = _leaves(wanted), _leaves(saved)
+  for name, leaf in want.items():
+    if name not in have:
+      raise ValueError(
+        f'{directory}: the checkpoint has no {name}; has '
+        f'{", ".join(sorted({key.split("/")[0] for key in have}))}'
+      )
+    found = (tuple(have[name].shape), np.dtype(have[name].dtype))
+    if found != (tuple(leaf.shape), np.dtype(leaf.dtype)):
+      raise ValueError(
+        f'{directory}: {name} is {found[1]}{list(found[0])}, the model here '
+        f'has {np.dtype(leaf.dtype)}{list(leaf.shape)}'
+      )
+  if not partial and set(have) - set(want):
+    name = min(set(have) - set(want))
+    raise ValueError(f'{directory}: the model here has no {name}')
+
+
+def _leaves(tree: Any) -> dict[str, Any]:
+  return {
+    jax.tree_util.keystr(path, simple=True, separator='/'): leaf
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+  }
+
+
+def _record(step: int, meta: dict[str, Any]) -> dict[str, Any]:
+  return {'step': step} | {name: meta.get(name) for name in _RECORDED}
+
+
+def _score(metrics: dict[str, float]) -> float:
+  return metrics['score']

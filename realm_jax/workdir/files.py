@@ -1,0 +1,152 @@
+"""Small files of a run: JSON written whole, JSON lines appended, locks.
+
+Paths are `etils.epath`, so `gs://` and local disk are one code path; locks
+exist on local paths only (a bucket has none).
+"""
+
+import contextlib
+import fcntl
+import json
+import os
+import socket
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from etils import epath
+
+
+def is_local(path: epath.PathLike) -> bool:
+  return '://' not in os.fspath(path)
+
+
+def write_json(path: epath.PathLike, value: Any) -> None:
+  """Writes a JSON file so that a reader sees the old one or the new one."""
+  write_text(path, json.dumps(value, indent=2, allow_nan=False) + '\n')
+
+
+def write_text(path: epath.PathLike, text: str) -> None:
+  """Replaces a file in one move, on disk before it has its name."""
+  path = epath.Path(path)
+  if not is_local(path):
+    path.write_text(text)  # an object appears whole or not at all
+    return
+  temporary = path.parent / f'.{path.name}.{os.getpid()}.tmp'
+  try:
+    with open(temporary, 'w', encoding='utf-8') as file:
+      file.write(text)
+      file.flush()
+      os.fsync(file.fileno())
+    os.replace(temporary, path)
+  except OSError:
+    temporary.unlink(missing_ok=True)  # a full disk must not leak files
+    raise
+  sync_directory(path.parent)
+
+
+def sync_directory(path: epath.PathLike) -> None:
+  """Puts the names in a local directory on disk."""
+  if not is_local(path):
+    return
+  descriptor = os.open(path, os.O_RDONLY)
+  try:
+    os.fsync(descriptor)
+  finally:
+    os.close(descriptor)
+
+
+def read_json(path: epath.PathLike) -> Any:
+  """Reads a JSON file; ValueError names the file when it is not JSON."""
+  try:
+    return json.loads(epath.Path(path).read_text())
+  except json.JSONDecodeError as error:
+    raise ValueError(f'{path}: not a JSON file ({error})') from error
+
+
+class LineLog:
+  """An append-only file of JSON objects, one a line, with one writer.
+
+  A line that was cut off by a crash is dropped when the file is opened.
+  """
+
+  def __init__(self, path: epath.PathLike):
+    self.path = epath.Path(path)
+    if self.path.exists():
+      text = self.path.read_text()
+      if not text.endswith('\n') and text:
+        write_text(self.path, text[: text.rfind('\n') + 1])
+
+  def append(self, value: dict[str, Any]) -> None:
+    """Appends one line; other processes see it when this returns."""
+    line = json.dumps(value, allow_nan=False) + '\n'
+    if is_local(self.path):
+      with open(self.path, 'a', encoding='utf-8') as file:
+        file.write(line)
+    else:  # objects cannot grow
+      old = self.path.read_text() if self.path.exists() else ''
+      self.path.write_text(old + line)
+
+  def keep(self, condition: Callable[[dict[str, Any]], bool]) -> None:
+    """Drops, in one move, the lines for which `condition` is false."""
+    lines = read_lines(self.path)
+    kept = [line for line in lines if condition(line)]
+    if len(kept) != len(lines):
+      write_text(self.path, ''.join(json.dumps(line) + '\n' for line in kept))
+
+
+def read_lines(path: epath.PathLike) -> list[dict[str, Any]]:
+  """Reads a file of JSON objects that a writer may be appending to.
+
+  Args:
+    path: the file; one that does not exist has no lines.
+
+  Returns:
+    The objects. A last line without its end is not there yet.
+
+  Raises:
+    ValueError: a line is not a JSON object; names the file and the line.
+  """
+  path = epath.Path(path)
+  if not path.exists():
+    return []
+  values = []
+  for number, line in enumerate(path.read_text().split('\n')[:-1], 1):
+    try:
+      value = json.loads(line)
+    except json.JSONDecodeError as error:
+      raise ValueError(f'{path}:{number}: not JSON ({error})') from error
+    if not isinstance(value, dict):
+      raise ValueError(f'{path}:{number}: expected a JSON object')
+    values.append(value)
+  return values
+
+
+@contextlib.contextmanager
+def lock(path: epath.PathLike, role: str) -> Iterator[None]:
+  """Holds an exclusive lock on a directory for as long as the context.
+
+  The kernel lets it go when the process ends, also by kill -9.
+
+  Args:
+    path: a directory; not local: nothing is locked.
+    role: who holds it; each role has a lock of its own.
+
+  Raises:
+    ValueError: another process (or this one) holds it; says which.
+  """
+  if not is_local(path):
+    yield
+    return
+  with open(epath.Path(path) / f'.{role}.lock', 'a+', encoding='utf-8') as file:
+    try:
+      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+      file.seek(0)
+      raise ValueError(
+        f'another {role} is running in {path} ({file.read().strip()}); wait '
+        f'for it or stop it'
+      ) from error
+    # The file stays: to delete it could split a lock in two.
+    file.truncate(0)
+    file.write(f'process {os.getpid()} on {socket.gethostname()}')
+    file.flush()
+    yield

@@ -1,0 +1,141 @@
+"""The directory of one training stage, and who may write in it."""
+
+import contextlib
+from typing import Any
+
+from etils import epath
+
+from realm_jax import config as config_lib
+from realm_jax.workdir import files
+
+# What a checkpoint is made of or trained on: to change it is another run.
+_FIXED = ('corpus', 'text_corpus', 'pooling', 'seed', 'batch_size')
+
+
+class Workdir:
+  """Paths and identity of a stage on disk; made by `create` or `open`.
+
+  Attributes:
+    path: the directory.
+    stage: the verb that trains here: mlm, ict, pretrain or finetune.
+    config: the configuration in config.json.
+  """
+
+  def __init__(self, path: epath.Path, stage: str, config: config_lib.Config):
+    self.path = path
+    self.stage = stage
+    self.config = config
+
+  @classmethod
+  def create(
+    cls, path: epath.PathLike, stage: str, config: config_lib.Config
+  ) -> 'Workdir':
+    """Makes the workdir of a stage, or takes up the one that is there.
+
+    Called by one process, before it takes the trainer's lock.
+
+    Args:
+      path: the directory; made if absent.
+      stage: the verb.
+      config: on resuming, its other values replace those in config.json, but
+        model.*, corpus, text_corpus, pooling, seed and batch_size must be
+        the same.
+
+    Returns:
+      The workdir, config.json written.
+
+    Raises:
+      ValueError: another stage or another model or corpus is there, or a
+        trainer is running; both values are named.
+    """
+    path = epath.Path(path)
+    path.mkdir(parents=True, exist_ok=True)
+    # A second trainer must not change the config of the first.
+    with files.lock(path, 'trainer'):
+      if (path / 'config.json').exists():
+        old = cls.open(path)
+        if old.stage != stage:
+          raise ValueError(
+            f'{path}: holds the stage {old.stage}, not {stage}; give {stage} '
+            f'a workdir of its own'
+          )
+        _check_same(path, old.config.to_dict(), config.to_dict())
+      values = {
+        'format_version': config_lib.FORMAT_VERSION,
+        'stage': stage,
+        **config.to_dict(),
+      }
+      files.write_json(path / 'config.json', values)
+    return cls(path, stage, config)
+
+  @classmethod
+  def open(cls, path: epath.PathLike) -> 'Workdir':
+    """Opens a workdir that a stage made.
+
+    Args:
+      path: the directory.
+
+    Returns:
+      The workdir.
+
+    Raises:
+      ValueError: no config.json, or one of another format.
+    """
+    path = epath.Path(path)
+    file = path / 'config.json'
+    if not file.exists():
+      raise ValueError(f'{path}: not a workdir (it has no config.json)')
+    values = files.read_json(file)
+    if not isinstance(values, dict):
+      raise ValueError(f'{file}: expected a JSON object')
+    version = values.pop('format_version', None)
+    if version != config_lib.FORMAT_VERSION:
+      raise ValueError(
+        f'{file}: format_version {version}, this program reads '
+        f'{config_lib.FORMAT_VERSION}'
+      )
+    stage = values.pop('stage', None)
+    if not isinstance(stage, str):
+      raise ValueError(f'{file}: stage {stage!r}, expected the name of a verb')
+    return cls(path, stage, config_lib.from_dict(values))
+
+  def lock(self, role: str) -> contextlib.AbstractContextManager[None]:
+    """The lock of `role` ('trainer' or 'refresher'); see files.lock."""
+    return files.lock(self.path, role)
+
+  @property
+  def checkpoints(self) -> epath.Path:
+    return self.path / 'checkpoints'
+
+  @property
+  def index(self) -> epath.Path:
+    return self.path / 'index'
+
+  @property
+  def saved(self) -> epath.Path:
+    return self.path / 'saved.jsonl'
+
+  @property
+  def swaps(self) -> epath.Path:
+    return self.path / 'swaps.jsonl'
+
+  @property
+  def metrics(self) -> epath.Path:
+    return self.path / 'metrics.jsonl'
+
+  def eval(self, step: int) -> epath.Path:
+    return self.path / 'eval' / str(step)
+
+
+def _check_same(path: epath.Path, old: Any, new: Any) -> None:
+  pairs = [(name, old[name], new[name]) for name in _FIXED]
+  pairs += [
+    (f'model.{name}', old['model'][name], value)
+    for name, value in new['model'].items()
+  ]
+  for name, was, now in pairs:
+    if was != now:
+      raise ValueError(
+        f'{path}: config.{name} is {now!r}, but the run there has {was!r}; '
+        f'use {was!r} or another workdir'
+      )

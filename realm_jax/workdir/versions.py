@@ -1,0 +1,184 @@
+"""Versions of the index on disk: which there are, and of what.
+
+`index/<version>/` holds `rows/` (see rows.py) and `manifest.json`, written
+last: the mark that the version exists. A version without it is never looked
+at. Deleting starts with it.
+"""
+
+import dataclasses
+import json
+import zlib
+from typing import Any
+
+from etils import epath
+
+from realm_jax.workdir import files
+
+FORMAT_VERSION = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Manifest:
+  """What an index version is, and of what.
+
+  Attributes:
+    version: the number of its directory.
+    checkpoint_step: the step whose document embedder made the rows.
+    embedder_digest: digest.tree_digest of that embedder.
+    corpus_fingerprint: of the corpus generation that was embedded.
+    tokenizer_digest: of its vocabulary.
+    kind: of index: exact, ...
+    rows: N, one for each row of the corpus.
+    dim: E.
+    dtype: float32 or bfloat16.
+    chunk_rows: rows a chunk.
+    checksums: array name to the crc32 of each chunk's bytes.
+    recall: measured against exact search (fractions), or None.
+    build_seconds: what it took.
+  """
+
+  version: int
+  checkpoint_step: int
+  embedder_digest: str
+  corpus_fingerprint: str
+  tokenizer_digest: str
+  kind: str
+  rows: int
+  dim: int
+  dtype: str
+  chunk_rows: int
+  checksums: dict[str, list[int]]
+  recall: dict[str, float] | None
+  build_seconds: float
+
+
+def directory(index: epath.PathLike, version: int) -> epath.Path:
+  """The directory of a version; `index` is Workdir.index."""
+  return epath.Path(index) / f'{version:06d}'
+
+
+def list_versions(index: epath.PathLike) -> list[int]:
+  """Committed versions, oldest first; cheap enough to poll."""
+  return [
+    version
+    for version in _directories(index)
+    if (directory(index, version) / 'manifest.json').exists()
+  ]
+
+
+def next_version(index: epath.PathLike) -> int:
+  """The number after every version that is there, committed or not."""
+  return max(_directories(index), default=0) + 1
+
+
+def read_manifest(index: epath.PathLike, version: int) -> Manifest:
+  """Reads the manifest of a committed version.
+
+  Raises:
+    FileNotFoundError: the version is not committed, or deleted.
+    ValueError: the manifest is damaged, or of another version or format.
+  """
+  path = directory(index, version) / 'manifest.json'
+  if not path.exists():
+    raise FileNotFoundError(
+      f'{path.parent}: no such index version; has {list_versions(index)}'
+    )
+  values = files.read_json(path)
+  if not isinstance(values, dict):
+    raise ValueError(f'{path}: expected a JSON object')
+  if values.get('format_version') != FORMAT_VERSION:
+    raise ValueError(
+      f'{path}: format_version {values.get("format_version")}, this program '
+      f'reads {FORMAT_VERSION}'
+    )
+  found = values.pop('crc32', None)
+  if found != _checksum(values):
+    raise ValueError(
+      f'{path}: is damaged (crc32 {_checksum(values)}, it says {found})'
+    )
+  del values['format_version']
+  manifest = Manifest(**values)
+  if manifest.version != version:
+    raise ValueError(f'{path}: is the manifest of version {manifest.version}')
+  return manifest
+
+
+def write_manifest(index: epath.PathLike, manifest: Manifest) -> None:
+  """Commits a version: all its other files must be on disk."""
+  values = {'format_version': FORMAT_VERSION, **dataclasses.asdict(manifest)}
+  values['crc32'] = _checksum(values)
+  files.sync_directory(index)
+  files.write_json(directory(index, manifest.version) / 'manifest.json', values)
+
+
+def check(
+  manifest: Manifest,
+  *,
+  corpus_fingerprint: str,
+  tokenizer_digest: str,
+  embedder_digest: str | None = None,
+) -> None:
+  """Refuses an index of another corpus, vocabulary or embedder.
+
+  Args:
+    manifest: of the version that is to be used.
+    corpus_fingerprint: of the corpus at hand.
+    tokenizer_digest: of its vocabulary.
+    embedder_digest: recorded when manifest.checkpoint_step was saved
+      (checkpoints.read_record); None: not compared.
+
+  Raises:
+    ValueError: one differs; names both values.
+  """
+  for name, want in (
+    ('corpus_fingerprint', corpus_fingerprint),
+    ('tokenizer_digest', tokenizer_digest),
+    ('embedder_digest', embedder_digest),
+  ):
+    have = getattr(manifest, name)
+    if want is not None and want != have:
+      raise ValueError(
+        f'index version {manifest.version}: {name} is {have}, expected {want}'
+      )
+
+
+def remove_uncommitted(index: epath.PathLike) -> list[int]:
+  """Deletes what writers left that died; only under the refresher's lock."""
+  committed = set(list_versions(index))
+  left = [v for v in _directories(index) if v not in committed]
+  for version in left:
+    directory(index, version).rmtree()
+  return left
+
+
+def prune(
+  index: epath.PathLike, keep: int, in_use: set[int] | frozenset[int]
+) -> list[int]:
+  """Deletes old versions; only under the refresher's lock.
+
+  Args:
+    index: Workdir.index.
+    keep: how many of the newest committed versions stay.
+    in_use: versions that stay however old they are.
+
+  Returns:
+    The versions deleted.
+  """
+  old = [v for v in list_versions(index)[:-keep] if v not in in_use]
+  for version in old:
+    path = directory(index, version)
+    (path / 'manifest.json').unlink()
+    files.sync_directory(path)
+    path.rmtree()
+  return old
+
+
+def _directories(index: epath.PathLike) -> list[int]:
+  index = epath.Path(index)
+  if not index.exists():
+    return []
+  return sorted(int(c.name) for c in index.iterdir() if c.name.isdigit())
+
+
+def _checksum(values: dict[str, Any]) -> int:
+  return zlib.crc32(json.dumps(values, sort_keys=True).encode())
