@@ -1,0 +1,199 @@
+"""Pre-training examples: one masked sentence of X, and what Z must not give.
+
+Section 3.4 of the paper: salient span masking, and no trivial retrieval.
+"""
+
+import numpy as np
+
+from realm_jax.config import Config
+from realm_jax.data import masking, order, sentences
+
+
+class MaskedSentenceSource:
+  """One masked sentence of each visited block of X; `source[step]` a batch.
+
+  A batch holds, L query_length, M max_masks, X index.max_excluded, int32:
+    query_BL: `[CLS] x [SEP]` with masks, padded with 0. A sentence longer
+      than L - 2 is cropped around its span (uniform: at the end).
+    position_BM, target_BM: masked places in query_BL, padded with 0.
+    weight_BM: float32, 1 for real places.
+    exclude_BX: rows of Z that hold the unmasked sentence verbatim (equal
+      hash), the sentence's own block first when X is Z; padded with -1.
+    sentence_B: number of the sentence in X.
+
+  Attributes:
+    counts: `blocks` of an epoch; blocks left out (`removed` from X,
+      `without_sentence` to mask in); `spans_too_wide`; `sentences_without`
+      anything to mask; `sentences_cropped`; `sentences_capped`: different
+      sentences that more than X blocks of Z hold.
+    steps_per_epoch: rounded up.
+  """
+
+  def __init__(
+    self,
+    text_corpus,
+    corpus,
+    config: Config,
+    process_index: int = 0,
+    process_count: int = 1,
+  ):
+    """Reads the sentence tables of both.
+
+    Args:
+      text_corpus: X, a Corpus.
+      corpus: Z, a Corpus (may be X).
+      config: batch_size (global), query_length, max_masks, masking,
+        mask_rate, index.max_excluded, seed.
+      process_index: which slice of the batch this source makes.
+      process_count: slices of a batch.
+
+    Raises:
+      ValueError: the stores have different tokenizers, no block can be used,
+        or the batch cannot be sliced.
+    """
+    if text_corpus.tokenizer_digest != corpus.tokenizer_digest:
+      raise ValueError(
+        f'text_corpus {text_corpus.path}: tokenizer '
+        f'{text_corpus.tokenizer_digest}, must be that of corpus '
+        f'{corpus.path}, {corpus.tokenizer_digest}: prepare both with one vocab'
+      )
+    self._corpus = text_corpus
+    self._config = config
+    self._ordinary_ids = masking.ordinary_ids(text_corpus.tokenizer)
+    room = config.query_length - 2
+    table = text_corpus.sentences
+    self._sampler = sentences.SentenceSampler(
+      table, config.masking, min(config.max_masks, room)
+    )
+    self._rows, self.counts = sentences.usable_blocks(
+      text_corpus, self._sampler, config.masking
+    )
+    eligible_S = self._sampler.eligible
+    length_S = np.asarray(table.end) - np.asarray(table.start)
+    self._holders = _Holders(corpus)
+    self._own = text_corpus.fingerprint == corpus.fingerprint
+    self.counts |= {
+      'sentences_without': int((~eligible_S).sum()),
+      'sentences_cropped': int((eligible_S & (length_S > room)).sum()),
+      'sentences_capped': self._holders.count_beyond(config.index.max_excluded),
+    }
+    self._order = order.Order(
+      len(self._rows), config.batch_size, config.seed,
+      process_index, process_count,
+    )  # fmt: skip
+    self.steps_per_epoch = self._order.steps_per_epoch
+    self._draws = self._sampler.draws
+    if config.masking == 'uniform':
+      self._draws += masking.uniform_draws(
+        config.query_length, config.max_masks
+      )
+
+  def __getitem__(self, step: int) -> dict[str, np.ndarray]:
+    config, tokenizer = self._config, self._corpus.tokenizer
+    length = config.query_length
+    row_B = self._rows[self._order.visit(step)[1]]
+    random_BR = self._order.random(step, self._draws)
+    sentence_B, span_start_B, span_end_B = self._sampler.pick(row_B, random_BR)
+    query_BL, crop_B = self._query(row_B, sentence_B, span_start_B, span_end_B)
+    if config.masking == 'uniform':
+      special_BL = np.isin(query_BL, (0, tokenizer.cls_id, tokenizer.sep_id))
+      masked = masking.mask_uniform(
+        query_BL,
+        ~special_BL,
+        config.mask_rate,
+        config.max_masks,
+        tokenizer.mask_id,
+        self._ordinary_ids,
+        random_BR[:, self._sampler.draws :],
+      )
+    else:
+      masked = masking.mask_span(
+        query_BL,
+        span_start_B - crop_B + 1,  # behind [CLS]
+        span_end_B - crop_B + 1,
+        config.max_masks,
+        tokenizer.mask_id,
+      )
+    masked_BL, position_BM, target_BM, weight_BM = masked
+    return {
+      'query_BL': masked_BL,
+      'position_BM': position_BM,
+      'target_BM': target_BM,
+      'weight_BM': weight_BM,
+      'exclude_BX': self._holders.find(
+        self._corpus.sentences.hash[sentence_B],
+        row_B if self._own else np.full_like(row_B, -1),
+        config.index.max_excluded,
+      ),
+      'sentence_B': sentence_B.astype(np.int32),
+    }
+
+  def _query(
+    self,
+    row_B: np.ndarray,
+    sentence_B: np.ndarray,
+    span_start_B: np.ndarray,
+    span_end_B: np.ndarray,
+  ) -> tuple[np.ndarray, np.ndarray]:
+    """Unmasked `[CLS] x [SEP]`, and how much was cropped from x's start."""
+    tokenizer, table = self._corpus.tokenizer, self._corpus.sentences
+    length = self._config.query_length
+    room = length - 2
+    block_BL = self._corpus.tokens(row_B)
+    body_B, _ = sentences.body_bounds(block_BL, tokenizer.sep_id)
+    width_B = table.end[sentence_B].astype(np.int64) - table.start[sentence_B]
+    crop_B = np.zeros_like(width_B)
+    if self._config.masking != 'uniform':
+      middle_B = (span_start_B + span_end_B) // 2
+      crop_B = np.clip(middle_B - room // 2, 0, np.maximum(width_B - room, 0))
+    start_B = body_B + table.start[sentence_B]
+    query_BL = sentences.frame(
+      block_BL,
+      start_B + crop_B,
+      start_B + width_B,
+      length,
+      tokenizer.cls_id,
+      tokenizer.sep_id,
+    )
+    return query_BL, crop_B
+
+
+class _Holders:
+  """Which blocks of Z hold a sentence: sorted pairs of hash and block."""
+
+  def __init__(self, corpus):
+    table = corpus.sentences
+    hash_S = np.asarray(table.hash)
+    block_S = np.repeat(
+      np.arange(corpus.num_blocks, dtype=np.int32),
+      np.diff(table.block_offsets),
+    )
+    # Stable: blocks are ascending within a hash.
+    by_hash_S = np.argsort(hash_S, kind='stable')
+    hash_S, block_S = hash_S[by_hash_S], block_S[by_hash_S]
+    again_S = np.zeros(len(hash_S), bool)  # twice in one block
+    again_S[1:] = (hash_S[1:] == hash_S[:-1]) & (block_S[1:] == block_S[:-1])
+    self._hash, self._block = hash_S[~again_S], block_S[~again_S]
+
+  def count_beyond(self, limit: int) -> int:
+    """How many different sentences stand in more than `limit` blocks."""
+    if len(self._hash) <= limit:
+      return 0
+    beyond = self._hash[limit:] == self._hash[: len(self._hash) - limit]
+    return len(np.unique(self._hash[limit:][beyond]))
+
+  def find(
+    self, hash_B: np.ndarray, own_B: np.ndarray, limit: int
+  ) -> np.ndarray:
+    """int32 [B, limit]: own_B (if not -1) first, then holders, then -1."""
+    low_B = np.searchsorted(self._hash, hash_B, side='left')
+    high_B = np.searchsorted(self._hash, hash_B, side='right')
+    place_BX = low_B[:, None] + np.arange(limit)
+    found_BX = place_BX < high_B[:, None]
+    place_BX = np.minimum(place_BX, max(len(self._block) - 1, 0))
+    block_BX = np.where(found_BX, self._block[place_BX], -1)
+    block_BX[block_BX == own_B[:, None]] = -1
+    block_BX = np.concatenate([own_B[:, None], block_BX], 1)
+    to_front_BX = np.argsort(block_BX < 0, 1, kind='stable')
+    block_BX = np.take_along_axis(block_BX, to_front_BX, 1)
+    return block_BX[:, :limit].astype(np.int32)

@@ -1,0 +1,132 @@
+"""Masked language modelling over sentence and rest: the warm start.
+
+BERT's own form with two segments, so that the encoder learns to fill one text
+from the other before a retriever supplies it (REALM.md 6).
+"""
+
+import numpy as np
+
+from realm_jax.config import Config
+from realm_jax.data import masking, order, sentences
+
+
+class MlmSource:
+  """`[CLS] A [SEP] B [SEP]`: A a sentence, B the rest of its block, in order.
+
+  Masking uniform: BERT's 80/10/10 over both segments at mask_rate; salient
+  and random_span: one span of A, all [MASK]. Never more than max_masks.
+
+  A batch holds, L the corpus's block length, M max_masks, int32:
+    token_BL, segment_BL: 0 up to the first [SEP], 1 after it, 0 in padding.
+    position_BM, target_BM: masked places and their tokens, padded with 0.
+    weight_BM: float32, 1 for real places.
+
+  Attributes:
+    counts: `blocks` of an epoch; the blocks left out (`removed` from the
+      corpus, `without_sentence` to mask in); `spans_too_wide`.
+    steps_per_epoch: rounded up.
+  """
+
+  def __init__(
+    self,
+    corpus,
+    config: Config,
+    process_index: int = 0,
+    process_count: int = 1,
+  ):
+    """Reads the corpus's sentence table.
+
+    Args:
+      corpus: a Corpus.
+      config: batch_size (global), masking, mask_rate, max_masks, seed.
+      process_index: which slice of the batch this source makes.
+      process_count: slices of a batch.
+
+    Raises:
+      ValueError: no block can be used, or the batch cannot be sliced.
+    """
+    self._corpus = corpus
+    self._config = config
+    self._ordinary_ids = masking.ordinary_ids(corpus.tokenizer)
+    self._sampler = sentences.SentenceSampler(
+      corpus.sentences, config.masking, config.max_masks
+    )
+    self._rows, self.counts = sentences.usable_blocks(
+      corpus, self._sampler, config.masking
+    )
+    self._order = order.Order(
+      len(self._rows), config.batch_size, config.seed,
+      process_index, process_count,
+    )  # fmt: skip
+    self.steps_per_epoch = self._order.steps_per_epoch
+    self._draws = self._sampler.draws
+    if config.masking == 'uniform':
+      self._draws += masking.uniform_draws(
+        corpus.block_length, config.max_masks
+      )
+
+  def __getitem__(self, step: int) -> dict[str, np.ndarray]:
+    config = self._config
+    row_B = self._rows[self._order.visit(step)[1]]
+    block_BL = self._corpus.tokens(row_B)
+    random_BR = self._order.random(step, self._draws)
+    sentence_B, span_start_B, span_end_B = self._sampler.pick(row_B, random_BR)
+    token_BL, segment_BL = self._join(block_BL, sentence_B)
+    tokenizer = self._corpus.tokenizer
+    if config.masking == 'uniform':
+      special_BL = np.isin(token_BL, (0, tokenizer.cls_id, tokenizer.sep_id))
+      masked = masking.mask_uniform(
+        token_BL,
+        ~special_BL,
+        config.mask_rate,
+        config.max_masks,
+        tokenizer.mask_id,
+        self._ordinary_ids,
+        random_BR[:, self._sampler.draws :],
+      )
+    else:
+      masked = masking.mask_span(
+        token_BL,
+        span_start_B + 1,  # A stands behind [CLS]
+        span_end_B + 1,
+        config.max_masks,
+        tokenizer.mask_id,
+      )
+    masked_BL, position_BM, target_BM, weight_BM = masked
+    return {
+      'token_BL': masked_BL,
+      'segment_BL': segment_BL,
+      'position_BM': position_BM,
+      'target_BM': target_BM,
+      'weight_BM': weight_BM,
+    }
+
+  def _join(
+    self, block_BL: np.ndarray, sentence_B: np.ndarray
+  ) -> tuple[np.ndarray, np.ndarray]:
+    """Tokens and segments of `[CLS] A [SEP] B [SEP]`; fits in the length.
+
+    It is the block without its title, with one [SEP] in another place.
+    """
+    tokenizer, table = self._corpus.tokenizer, self._corpus.sentences
+    body_B, end_B = sentences.body_bounds(block_BL, tokenizer.sep_id)
+    start_B1 = (body_B + table.start[sentence_B])[:, None]
+    width_B1 = (table.end[sentence_B] - table.start[sentence_B])[:, None]
+    place_BL = np.arange(block_BL.shape[1])[None]
+    first_B1 = width_B1 + 1  # place of the first [SEP]
+    last_B1 = first_B1 + 1 + (end_B - body_B)[:, None] - width_B1
+    in_first_BL = place_BL < first_B1
+    rest_BL = body_B[:, None] + place_BL - first_B1 - 1
+    rest_BL = rest_BL + np.where(rest_BL >= start_B1, width_B1, 0)
+    token_BL = sentences.gather(
+      block_BL,
+      np.where(in_first_BL, start_B1 + place_BL - 1, rest_BL),
+      place_BL < last_B1,
+    )
+    token_BL[:, 0] = tokenizer.cls_id
+    for separator_B1 in (first_B1, last_B1):
+      np.put_along_axis(
+        token_BL, separator_B1.astype(np.int64), tokenizer.sep_id, 1
+      )
+    segment_BL = (place_BL > first_B1) & (place_BL <= last_B1)
+    return token_BL, segment_BL.astype(np.int32)

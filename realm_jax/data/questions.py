@@ -1,0 +1,113 @@
+"""Questions with their answers, from JSON lines or TensorFlow Datasets."""
+
+import dataclasses
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from realm_jax.corpus import sources
+
+
+@dataclasses.dataclass(frozen=True)
+class Question:
+  """A question.
+
+  Attributes:
+    id: from the file, else the line's (or example's) number as text.
+    question: its text.
+    answers: texts, or regular expressions.
+    regex: whether the answers are regular expressions.
+  """
+
+  id: str
+  question: str
+  answers: tuple[str, ...]
+  regex: bool
+
+
+def read_questions(path: str) -> list[Question]:
+  """Reads a file of questions, in its order.
+
+  Args:
+    path: JSON lines (`.gz` and `.zst` too) of `{"id"?, "question", "answers":
+      [...]}` or `{"id"?, "question", "answer_regex": "..." or [...]}`; or
+      `tfds:NAME[/CONFIG][:SPLIT]` (default split: train), prepared data with
+      a feature `answers` or `answer`.
+
+  Returns:
+    At least one question.
+
+  Raises:
+    ValueError: a line is not such an object, a regular expression does not
+      compile, or there is none; the message names file and line.
+  """
+  if path.startswith('tfds:'):
+    questions = [
+      _question(f'{path} example {number}', str(number), record)
+      for number, record in enumerate(_tfds_records(path))
+    ]
+  else:
+    questions = [
+      _question(f'{path}:{line}', str(line), record)
+      for line, record in sources.read_json_lines(path)
+    ]
+  if not questions:
+    raise ValueError(f'{path}: no question in it, needs at least one')
+  return questions
+
+
+def _question(where: str, number: str, record: dict[str, Any]) -> Question:
+  text = record.get('question')
+  if not isinstance(text, str) or not text.strip():
+    raise ValueError(f'{where}: question: {text!r}, must be a text')
+  regex = 'answer_regex' in record
+  field = 'answer_regex' if regex else 'answers'
+  if field not in record:
+    raise ValueError(f'{where}: has neither answers nor answer_regex')
+  answers = record[field]
+  if regex and isinstance(answers, str):
+    answers = [answers]
+  if (
+    not isinstance(answers, list | tuple)
+    or not answers
+    or not all(isinstance(answer, str) and answer for answer in answers)
+  ):
+    raise ValueError(
+      f'{where}: {field}: {answers!r}, must be a list of one text or more'
+    )
+  if regex:
+    for answer in answers:
+      try:
+        re.compile(answer)
+      except re.error as error:
+        raise ValueError(
+          f'{where}: answer_regex: {answer!r} does not compile: {error}'
+        ) from error
+  identifier = record.get('id')
+  return Question(
+    number if identifier is None else str(identifier),
+    text,
+    tuple(answers),
+    regex,
+  )
+
+
+def _tfds_records(path: str) -> Iterator[dict[str, Any]]:
+  """Examples as JSON lines would have them; no TensorFlow is imported."""
+  import tensorflow_datasets as tfds  # takes a second to import
+
+  name, _, split = path.removeprefix('tfds:').partition(':')
+  for example in tfds.data_source(name, split=split or 'train'):
+    record = {'question': _text(example['question'])}
+    for field in ('answers', 'answer', 'answer_regex'):
+      if field in example:
+        value = example[field]
+        texts = [value] if isinstance(value, str | bytes) else value
+        record['answers' if field == 'answer' else field] = [
+          _text(text) for text in texts
+        ]
+    yield record
+
+
+def _text(value: str | bytes) -> str:
+  return value.decode('utf-8') if isinstance(value, bytes) else value
