@@ -166,6 +166,10 @@ def _local_top_k(
   block = min(block, n)
   num_blocks = -(-n // block)
   taken = min(k, block)
+  # Sliced as integers: XLA's CPU backend hoists a conversion of bfloat16 rows
+  # out of the loop, which would hold a float32 copy of the whole shard.
+  bits = jnp.uint16 if rows_nE.dtype == jnp.bfloat16 else jnp.uint32
+  bits_nE = jax.lax.bitcast_convert_type(rows_nE, bits)
 
   def body(
     best: tuple[jax.Array, jax.Array], i: jax.Array
@@ -174,10 +178,8 @@ def _local_top_k(
     # size); those are masked.
     first = i * block
     start = jnp.minimum(first, n - block)
-    # The barrier keeps the conversion to float32 inside the loop: hoisted out
-    # of it, it would hold a float32 copy of the whole shard.
-    rows_bE = jax.lax.optimization_barrier(
-      jax.lax.dynamic_slice_in_dim(rows_nE, start, block)
+    rows_bE = jax.lax.bitcast_convert_type(
+      jax.lax.dynamic_slice_in_dim(bits_nE, start, block), rows_nE.dtype
     )
     valid_b = jax.lax.dynamic_slice_in_dim(valid_n, start, block)
     row_b = start + jnp.arange(block, dtype=jnp.int32)

@@ -82,6 +82,19 @@ def put_batch(
   }
 
 
+def split_batch(x: jax.Array) -> jax.Array:
+  """Keeps the first axis of an activation split over `data`.
+
+  Without it XLA may follow the parameters' split instead, and gather whole
+  activations. A no-op outside a mesh, and for a batch that `data` does not
+  divide (the null document).
+  """
+  mesh = jax.sharding.get_abstract_mesh()
+  if mesh.empty or x.shape[0] % mesh.shape['data']:
+    return x
+  return jax.lax.with_sharding_constraint(x, BATCH)
+
+
 def padded_rows(num_rows: int, mesh: jax.sharding.Mesh) -> int:
   """Rows of a table after padding to a multiple of the devices."""
   return math.ceil(num_rows / mesh.size) * mesh.size

@@ -1,0 +1,197 @@
+"""REALM pre-training: retrieval and reading from masked words alone."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from realm_jax.config import Config
+from realm_jax.index.gather import gather
+from realm_jax.index.search import Index, drop_excluded, search
+from realm_jax.model import parts
+from realm_jax.model.joint import join
+from realm_jax.train import losses
+from realm_jax.train.optimizer import RETRIEVER, make_optimizer
+from realm_jax.train.state import TrainState, query_embedder, select
+
+TRAINED = (*RETRIEVER, 'encoder')
+
+
+def pretrain_step(
+  state: TrainState,
+  batch: dict[str, jax.Array],
+  index: Index,
+  key: jax.Array,
+  config: Config,
+  cls_id: int,
+  sep_id: int,
+) -> tuple[TrainState, Index, dict[str, jax.Array]]:
+  """One step of knowledge-augmented pre-training, one XLA program.
+
+  Args:
+    state: with the embedders' and the encoder's parameters.
+    batch: query_BL (masked), position_BM, target_BM, weight_BM, exclude_BX.
+    index: over Z; only selects the candidates.
+    key: of dropout.
+    config: static.
+    cls_id: static, id of [CLS].
+    sep_id: static, id of [SEP].
+
+  Returns:
+    The next state, the index, and metrics.
+  """
+
+  def loss_fn(trained: dict[str, Any]) -> Any:
+    return pretrain_loss(trained, batch, index, key, config, cls_id, sep_id)
+
+  trained = select(state.params, TRAINED)
+  (loss, metrics), grads = jax.value_and_grad(loss_fn, has_aux=True)(trained)
+  metrics = {
+    'loss': loss,
+    **metrics,
+    'gradient_norm': optax.global_norm(grads),
+  }
+  return state.update(grads, make_optimizer(config)), index, metrics
+
+
+def pretrain_loss(
+  params: dict[str, Any],
+  batch: dict[str, jax.Array],
+  index: Index,
+  key: jax.Array | None,
+  config: Config,
+  cls_id: int,
+  sep_id: int,
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+  """The marginal likelihood loss (paper equation 1) and its metrics."""
+  keys = jax.random.split(key, 4) if key is not None else (None,) * 4
+  query_side = parts.bind('embedder', config, query_embedder(params))
+  query_BE = query_side(batch['query_BL'], sep_id=sep_id, key=keys[0])
+
+  # The index selects; over-retrieval leaves room for the trivial blocks.
+  retrieved = config.num_candidates - 1
+  exclude_BX = batch['exclude_BX']
+  if retrieved:
+    score_BK, row_BK = search(index, query_BE, retrieved + exclude_BX.shape[1])
+    _, row_BK, trivial_B = drop_excluded(
+      score_BK, row_BK, exclude_BX, retrieved
+    )
+  else:
+    row_BK = jnp.zeros((query_BE.shape[0], 0), jnp.int32)
+    trivial_B = jnp.zeros(query_BE.shape[0], bool)
+  document_BKL, score_BK, valid_BK = candidates(
+    params, index, query_BE, row_BK, keys[1:3], config, cls_id, sep_id
+  )
+  log_prior_BK = losses.masked_log_softmax(score_BK, valid_BK)
+  logits_BKMV = read_masked(
+    params, batch, document_BKL, keys[3], config, sep_id
+  )
+  target_BKM = jnp.broadcast_to(
+    batch['target_BM'][:, None], logits_BKMV.shape[:3]
+  )
+  token_log_prob_BKM = losses.token_log_probs(logits_BKMV, target_BKM)
+  loss, aux = losses.marginal_loss(
+    log_prior_BK, token_log_prob_BKM, batch['weight_BM'], config.marginal
+  )
+  right_BKM = logits_BKMV.argmax(-1) == target_BKM
+  return loss, _metrics(
+    log_prior_BK, valid_BK, right_BKM, batch['weight_BM'], aux, trivial_B
+  )
+
+
+def candidates(
+  params: dict[str, Any],
+  index: Index,
+  query_BE: jax.Array,
+  row_BK: jax.Array,
+  keys: tuple[jax.Array | None, ...],
+  config: Config,
+  cls_id: int,
+  sep_id: int,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+  """The null document and the retrieved blocks, scored with fresh embeddings.
+
+  Returns:
+    document_BKL token ids, score_BK = f(x, z) / temperature, and valid_BK,
+    K one more than `row_BK` has: candidate 0 is the null document.
+  """
+  embedder = parts.bind('embedder', config, params['document_embedder'])
+  batch, retrieved = row_BK.shape
+  length = index.tokens_NL.shape[1]
+  null_1L = jnp.array([[cls_id, sep_id, sep_id]], jnp.int32)
+  null_1E = embedder(null_1L, sep_id=sep_id, key=keys[0])
+  null_B1E = jnp.broadcast_to(null_1E[:, None], (batch, 1, null_1E.shape[1]))
+  null_B1L = jnp.broadcast_to(
+    jnp.pad(null_1L, ((0, 0), (0, length - 3)))[:, None], (batch, 1, length)
+  )
+  found_BKL = gather(index.tokens_NL, row_BK)
+  found_BKE = embedder(
+    found_BKL.reshape(batch * retrieved, length), sep_id=sep_id, key=keys[1]
+  ).reshape(batch, retrieved, -1)
+  document_BKE = jnp.concatenate([null_B1E, found_BKE], 1)
+  score_BK = jnp.einsum('BE,BKE->BK', query_BE, document_BKE)
+  valid_BK = jnp.concatenate([jnp.ones((batch, 1), bool), row_BK >= 0], 1)
+  return (
+    jnp.concatenate([null_B1L, found_BKL], 1),
+    score_BK / config.score_temperature,
+    valid_BK,
+  )
+
+
+def read_masked(
+  params: dict[str, Any],
+  batch: dict[str, jax.Array],
+  document_BKL: jax.Array,
+  key: jax.Array | None,
+  config: Config,
+  sep_id: int,
+) -> jax.Array:
+  """The encoder's logits at the masked positions given each candidate.
+
+  Returns:
+    [B, K, M, V] float32.
+  """
+  query_BL = batch['query_BL']
+  batch_size, num_candidates, length = document_BKL.shape
+  # A document's [CLS] and first [SEP] have no place in the joint text.
+  joint = query_BL.shape[1] + length - 2
+  token_BKJ, segment_BKJ, _, _ = join(query_BL, document_BKL, joint, sep_id)
+  position_BKM = jnp.broadcast_to(
+    batch['position_BM'][:, None],
+    (batch_size, num_candidates, batch['position_BM'].shape[1]),
+  )
+  encoder = parts.bind('encoder', config, params['encoder'])
+  flat = batch_size * num_candidates
+  logits = encoder(
+    token_BKJ.reshape(flat, joint),
+    segment_BKJ.reshape(flat, joint),
+    position_BKM.reshape(flat, -1),
+    key=key,
+  )
+  return logits.reshape(batch_size, num_candidates, *logits.shape[1:])
+
+
+def _metrics(
+  log_prior_BK: jax.Array,
+  valid_BK: jax.Array,
+  right_BKM: jax.Array,
+  weight_BM: jax.Array,
+  aux: dict[str, jax.Array],
+  trivial_B: jax.Array,
+) -> dict[str, jax.Array]:
+  prior_BK = jnp.exp(log_prior_BK)
+  safe_BK = jnp.where(valid_BK, log_prior_BK, 0.0)
+  entropy_B = -(prior_BK * safe_BK).sum(-1)
+  log_prob_BK = aux['log_prob_BK']
+  best_B = log_prior_BK.argmax(-1)
+  right_BM = jnp.take_along_axis(right_BKM, best_B[:, None, None], 1)[:, 0]
+  return {
+    'retrieval_utility': losses.retrieval_utility(log_prob_BK, valid_BK),
+    'marginal_utility': (aux['log_marginal_B'] - log_prob_BK[:, 0]).mean(),
+    'null_probability': prior_BK[:, 0].mean(),
+    'retrieval_entropy': entropy_B.mean(),
+    'trivial_exclusion_rate': trivial_B.mean(),
+    'masked_accuracy': (right_BM * weight_BM).sum()
+    / jnp.maximum(weight_BM.sum(), 1),
+  }
