@@ -1,0 +1,326 @@
+"""BERT's uncased wordpieces, with the character offsets of every piece."""
+
+import collections
+import hashlib
+import heapq
+import itertools
+import os
+import re
+from collections.abc import Iterable, Sequence
+from typing import Self
+
+import numpy as np
+import tokenizers
+from etils import epath
+
+NORMALIZATION = 'bert-uncased'
+SPECIAL_TOKENS = ('[PAD]', '[UNK]', '[CLS]', '[SEP]', '[MASK]')
+
+Encoding = tuple[list[int], list[tuple[int, int]]]
+
+# What BERT takes for white space. Other control characters are not space: it
+# deletes them, so that what stands on both sides of one is one word.
+_SPACE = r' \t\n\r\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000'
+# Space, and the next unit that is normalised by itself: anything between two
+# spaces that is not all printable ASCII (first, so that it is taken whole), or
+# an ASCII word, or an ASCII punctuation mark.
+_UNIT = re.compile(
+  rf'([{_SPACE}]*)'
+  rf'([!-~]*+[^!-~{_SPACE}][^{_SPACE}]*|[A-Za-z0-9]+|[!-~])'
+)
+# Words remembered before starting again: some 150 MB.
+_CACHE_LIMIT = 300_000
+
+
+class WordPiece:
+  """Text to wordpiece ids and back, as bert-base-uncased does it.
+
+  Raw text never gives [PAD], [CLS], [SEP] or [MASK]: `[MASK]` in a text is
+  three pieces like any other word in brackets.
+
+  Attributes:
+    path: the vocabulary file.
+    digest: sha256 (hex) of the vocabulary's bytes and the name of the
+      normalisation: two tokenizers are the same when their digests are.
+    vocab: the pieces, by id.
+    vocab_size: number of ids.
+    pad_id: always 0.
+    unk_id: id of [UNK].
+    cls_id: id of [CLS].
+    sep_id: id of [SEP].
+    mask_id: id of [MASK].
+    continues: bool [V], whether a piece continues a word (`##...`).
+  """
+
+  def __init__(self, content: bytes, path: str) -> None:
+    """See `from_file`."""
+    self._content = content
+    self.path = path
+    self.digest = hashlib.sha256(
+      content + b'\0' + NORMALIZATION.encode()
+    ).hexdigest()
+    self.vocab = _read_vocab(content, path)
+    ids = {piece: number for number, piece in enumerate(self.vocab)}
+    self.vocab_size = len(ids)
+    self.pad_id, self.unk_id, self.cls_id, self.sep_id, self.mask_id = (
+      ids[token] for token in SPECIAL_TOKENS
+    )
+    self.continues = np.array(
+      [piece.startswith('##') and len(piece) > 2 for piece in self.vocab]
+    )
+    self._tokenizer = tokenizers.Tokenizer(
+      tokenizers.models.WordPiece(ids, unk_token='[UNK]')
+    )
+    self._tokenizer.normalizer = _normalizer()
+    self._tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.BertPreTokenizer()
+    # Unit of text -> (ids, starts, ends), the latter within the unit.
+    self._cache: dict[str, tuple[Sequence[int], ...]] = {}
+
+  @classmethod
+  def from_file(cls, vocab_path: str | os.PathLike) -> Self:
+    """Reads a vocabulary: UTF-8, one piece a line, line number = id.
+
+    Args:
+      vocab_path: a local path or `gs://...`.
+
+    Returns:
+      The tokenizer.
+
+    Raises:
+      ValueError: the file is no vocabulary (not UTF-8, an empty or repeated
+        line, a special token absent, [PAD] not first).
+      OSError: the file cannot be read.
+    """
+    path = os.fspath(vocab_path)
+    return cls(epath.Path(path).read_bytes(), path)
+
+  def __reduce__(self) -> tuple:
+    # Worker processes get the vocabulary, not the cache.
+    return WordPiece, (self._content, self.path)
+
+  def encode(self, text: str) -> Encoding:
+    """The pieces of a text, without special tokens.
+
+    Args:
+      text: any text.
+
+    Returns:
+      ids, and for each the characters [start, end) of `text` it stands for.
+    """
+    ids, start_P, end_P = self._encode(text)
+    return ids, list(zip(start_P.tolist(), end_P.tolist(), strict=True))
+
+  def encode_batch(self, texts: Sequence[str]) -> list[Encoding]:
+    """`encode` of each text."""
+    return [self.encode(text) for text in texts]
+
+  def decode(self, ids: Iterable[int]) -> str:
+    """Text of ids: words joined, [PAD], [CLS], [SEP] and [MASK] left out.
+
+    The case is lost, and where the space was is a guess: none before closing
+    punctuation, none inside numbers and hyphenated words.
+    """
+    silent = {self.pad_id, self.cls_id, self.sep_id, self.mask_id}
+    words: list[str] = []
+    for number in ids:
+      if number in silent:
+        continue
+      piece = self.vocab[number]
+      if self.continues[number] and words:
+        words[-1] += piece[2:]
+      else:
+        words.append(piece)
+    return _join_words(words)
+
+  def _encode(self, text: str) -> tuple[list[int], np.ndarray, np.ndarray]:
+    if text.isascii():
+      # One entry for both cases; other alphabets may change in length.
+      text = text.lower()
+    found = _UNIT.findall(text)
+    if not found:
+      return [], np.zeros(0, np.int64), np.zeros(0, np.int64)
+    spaces, units = zip(*found, strict=True)
+    new = set(units).difference(self._cache)
+    if len(self._cache) + len(new) > _CACHE_LIMIT:
+      self._cache.clear()
+      new = set(units)
+    for unit in new:
+      encoding = self._tokenizer.encode(unit, add_special_tokens=False)
+      starts = [start for start, _ in encoding.offsets]
+      ends = [end for _, end in encoding.offsets]
+      self._cache[unit] = (encoding.ids, starts, ends)
+    ids_U, starts_U, ends_U = zip(
+      *map(self._cache.__getitem__, units), strict=True
+    )
+    size_U = np.fromiter(map(len, units), np.int64, len(units))
+    space_U = np.fromiter(map(len, spaces), np.int64, len(units))
+    first_U = np.cumsum(size_U + space_U) - size_U
+    pieces_U = np.fromiter(map(len, ids_U), np.int64, len(units))
+    first_P = np.repeat(first_U, pieces_U)
+    flat = itertools.chain.from_iterable
+    start_P = first_P + np.fromiter(flat(starts_U), np.int64, len(first_P))
+    end_P = first_P + np.fromiter(flat(ends_U), np.int64, len(first_P))
+    return list(flat(ids_U)), start_P, end_P
+
+
+def train_vocab(texts: Iterable[str], size: int) -> list[str]:
+  """Learns a wordpiece vocabulary: the most frequent neighbours are joined.
+
+  The same texts give the same pieces in the same order, on any machine (the
+  trainer in `tokenizers` numbers characters by hash order and breaks ties by
+  those numbers, so that two runs of it differ).
+
+  Args:
+    texts: texts to learn from, read once.
+    size: how many pieces, special tokens included; the result is smaller only
+      when every word has become one piece.
+
+  Returns:
+    The pieces, by id: the special tokens, the characters, the joined pieces.
+
+  Raises:
+    ValueError: `size` leaves no room for characters, or there is no text.
+  """
+  least = 2 * len(SPECIAL_TOKENS)
+  if size < least:
+    raise ValueError(f'vocabulary size {size}: must be at least {least}')
+  counts = _count_words(texts)
+  if not counts:
+    raise ValueError('vocabulary: the texts hold no words to learn from')
+  words = [[word[0], *('##' + c for c in word[1:])] for word in counts]
+  weights = list(counts.values())
+  frequency: collections.Counter[str] = collections.Counter()
+  for symbols, weight in zip(words, weights, strict=True):
+    for symbol in symbols:
+      frequency[symbol] += weight
+  # Rare characters must not crowd out the joined pieces.
+  common = sorted(frequency, key=lambda s: (-frequency[s], s))[: size // 2]
+  alphabet = set(common)
+  kept = [i for i, symbols in enumerate(words) if alphabet.issuperset(symbols)]
+  vocab = dict.fromkeys([*SPECIAL_TOKENS, *sorted(alphabet)])
+  for piece in _join_pairs(
+    [words[i] for i in kept], [weights[i] for i in kept]
+  ):
+    if len(vocab) >= size:
+      break
+    vocab.setdefault(piece)
+  return list(vocab)
+
+
+def _normalizer() -> tokenizers.normalizers.Normalizer:
+  return tokenizers.normalizers.BertNormalizer(
+    clean_text=True,
+    handle_chinese_chars=True,
+    strip_accents=True,
+    lowercase=True,
+  )
+
+
+def _read_vocab(content: bytes, path: str) -> list[str]:
+  try:
+    text = content.decode('utf-8')
+  except UnicodeDecodeError as error:
+    raise ValueError(f'{path}: not UTF-8 at byte {error.start}') from error
+  # Not splitlines(): pieces such as U+2028 are line breaks to it.
+  lines = text.removesuffix('\n').split('\n')
+  vocab = [line.removesuffix('\r') for line in lines]
+  seen: dict[str, int] = {}
+  for number, piece in enumerate(vocab, start=1):
+    if not piece:
+      raise ValueError(f'{path}:{number}: empty line, expected a wordpiece')
+    if piece in seen:
+      raise ValueError(
+        f'{path}:{number}: {piece!r} stands already in line {seen[piece]}, '
+        'each wordpiece must stand once'
+      )
+    seen[piece] = number
+  for token in SPECIAL_TOKENS:
+    if token not in seen:
+      raise ValueError(
+        f'{path}: has no {token}; a BERT vocabulary has '
+        f'{", ".join(SPECIAL_TOKENS)}, one piece a line'
+      )
+  if vocab[0] != '[PAD]':
+    raise ValueError(f'{path}:1: {vocab[0]!r}, the first line must be [PAD]')
+  return vocab
+
+
+_CLOSE_UP = [
+  (re.compile(r' ([.,!?;:%)\]}])'), r'\1'),
+  (re.compile(r'([(\[{$£€#]) '), r'\1'),
+  (re.compile(r"(?<=\w) ?([-\u2013/'\u2019]) ?(?=\w)"), r'\1'),
+  (re.compile(r'(?<=\d)([.,:]) (?=\d)'), r'\1'),
+  (re.compile(r'(?<=\b\w\.) (?=\w\.)'), ''),
+]
+
+
+def _join_words(words: list[str]) -> str:
+  text = ' '.join(words)
+  for pattern, replacement in _CLOSE_UP:
+    text = pattern.sub(replacement, text)
+  return text
+
+
+def _count_words(texts: Iterable[str]) -> dict[str, int]:
+  """Normalised words and how often they occur, in alphabetical order."""
+  units: collections.Counter[str] = collections.Counter()
+  for text in texts:
+    if text.isascii():
+      text = text.lower()
+    units.update(unit for _, unit in _UNIT.findall(text))
+  normalizer = _normalizer()
+  splitter = tokenizers.pre_tokenizers.BertPreTokenizer()
+  words: collections.Counter[str] = collections.Counter()
+  for unit, count in units.items():
+    normal = normalizer.normalize_str(unit)
+    for word, _ in splitter.pre_tokenize_str(normal):
+      words[word] += count
+  return dict(sorted(words.items()))
+
+
+def _join_pairs(words: list[list[str]], weights: list[int]) -> Iterable[str]:
+  """Joins the most frequent pair again and again; yields each new piece."""
+  counts: collections.Counter[tuple[str, str]] = collections.Counter()
+  places: dict[tuple[str, str], set[int]] = collections.defaultdict(set)
+  for i, (symbols, weight) in enumerate(zip(words, weights, strict=True)):
+    for pair in itertools.pairwise(symbols):
+      counts[pair] += weight
+      places[pair].add(i)
+  heap = [(-count, pair) for pair, count in counts.items()]
+  heapq.heapify(heap)
+  while heap:
+    negative, pair = heapq.heappop(heap)
+    if counts[pair] != -negative:
+      # An old count: the new one is in the heap too, unless the pair is gone.
+      continue
+    joined = pair[0] + pair[1].removeprefix('##')
+    changed = set()
+    for i in places.pop(pair):
+      before, weight = words[i], weights[i]
+      words[i] = after = _join(before, pair, joined)
+      for old in itertools.pairwise(before):
+        counts[old] -= weight
+        changed.add(old)
+      for new in itertools.pairwise(after):
+        counts[new] += weight
+        places[new].add(i)
+        changed.add(new)
+    for other in changed:
+      if counts[other] > 0:
+        heapq.heappush(heap, (-counts[other], other))
+      else:
+        del counts[other]
+        places.pop(other, None)
+    yield joined
+
+
+def _join(symbols: list[str], pair: tuple[str, str], joined: str) -> list[str]:
+  after, i = [], 0
+  while i < len(symbols):
+    if tuple(symbols[i : i + 2]) == pair:
+      after.append(joined)
+      i += 2
+    else:
+      after.append(symbols[i])
+      i += 1
+  return after
