@@ -23,14 +23,18 @@ def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
 
 
 def linear(
-  config: ModelConfig, size_in: int, size_out: int, rngs: nnx.Rngs
+  config: ModelConfig,
+  size_in: int,
+  size_out: int,
+  rngs: nnx.Rngs,
+  dtype: str | None = None,
 ) -> nnx.Linear:
-  """A dense layer, initialised as BERT does."""
+  """A dense layer, initialised as BERT does; `dtype`: not the compute dtype."""
   return nnx.Linear(
     size_in,
     size_out,
     kernel_init=nnx.initializers.truncated_normal(config.initializer_range),
-    dtype=jnp.dtype(config.compute_dtype),
+    dtype=jnp.dtype(dtype or config.compute_dtype),
     rngs=rngs,
   )
 

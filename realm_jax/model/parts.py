@@ -40,12 +40,13 @@ class Embedder(nnx.Module):
   ):
     self.pooling = pooling
     self.bert = bert.Bert(config, rngs)
+    # One vector a text: float32 costs nothing, and inner products need it.
     if pooling == 'cls':
       self.pooler = bert.linear(
-        config, config.hidden_size, config.hidden_size, rngs
+        config, config.hidden_size, config.hidden_size, rngs, 'float32'
       )
     self.projection = bert.linear(
-      config, config.hidden_size, config.retrieval_size, rngs
+      config, config.hidden_size, config.retrieval_size, rngs, 'float32'
     )
     self.norm = bert.layer_norm(
       config.retrieval_size, config.projection_eps, rngs
@@ -146,7 +147,10 @@ class Reader(nnx.Module):
     self.norm = bert.layer_norm(
       config.span_hidden_size, config.reader_eps, rngs
     )
-    self.output = bert.linear(config, config.span_hidden_size, 1, rngs)
+    # Float32: bfloat16 would make ties of spans that differ.
+    self.output = bert.linear(
+      config, config.span_hidden_size, 1, rngs, 'float32'
+    )
 
   def __call__(
     self,
@@ -188,7 +192,7 @@ class Reader(nnx.Module):
       norm, output = nnx.merge(norm_graph, norm_state)
       shifted_BLS = jax.lax.dynamic_slice_in_dim(end_BLS, w, length, axis=1)
       span_BLS = norm(jax.nn.relu(start_BLS + shifted_BLS))
-      return output(span_BLS)[:, :, 0].astype(jnp.float32)
+      return output(span_BLS)[:, :, 0]
 
     score_WBL = jax.lax.map(score, jnp.arange(width))
     first_1L1 = jnp.arange(length)[None, :, None]
