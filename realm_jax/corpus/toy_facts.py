@@ -7,8 +7,7 @@ from typing import NamedTuple
 
 from realm_jax.corpus import toy_text
 
-EARLY_YEARS = range(1700, 1760)
-LATE_YEARS = range(1760, 1820)
+MIDDLE_YEAR = 1760
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,6 +32,7 @@ class Size:
   coined_words: int = 60  # of organisations, prizes, rivers, forests
   organisation_names: int = 90  # at least `organisations`
   other_titles: int = 120  # works without documents
+  years: int = 60  # before MIDDLE_YEAR, and as many from it on
 
 
 SIZES = {
@@ -65,6 +65,7 @@ SIZES = {
     coined_words=40,
     organisation_names=50,
     other_titles=60,
+    years=40,
   ),
 }
 
@@ -183,6 +184,10 @@ class World:
     titles = _pairs(adjectives, nouns, len(people) + size.other_titles)
     self._masterpieces = titles[: len(people)]
     coined = self._coin(toy_text.COINED_WORDS, size.coined_words)
+    years = [
+      str(year)
+      for year in range(MIDDLE_YEAR - size.years, MIDDLE_YEAR + size.years)
+    ]
     self._pools = {
       'person': [person.name for person in old_people],
       'place': self._coin(toy_text.PLACES, size.place_names),
@@ -194,9 +199,9 @@ class World:
       'prize': [f'{word} Prize' for word in coined],
       'river': [f'{word} River' for word in coined],
       'forest': [f'{word} Forest' for word in coined],
-      'early_year': [str(year) for year in EARLY_YEARS],
-      'late_year': [str(year) for year in LATE_YEARS],
-      'year': [str(year) for year in (*EARLY_YEARS, *LATE_YEARS)],
+      'early_year': years[: size.years],
+      'late_year': years[size.years :],
+      'year': years,
     }
     named = {
       'organisation': self._pools['organisation'][: size.organisations],
@@ -222,9 +227,12 @@ class World:
     linked = {}
     for person, title in zip([*old, *new], self._masterpieces, strict=True):
       birth = int(self._dealer.deal('birth', self._pools['early_year']))
-      death = birth + self._random.randint(30, 60)
+      late_years = self._pools['late_year']
+      no_age = [y for y in late_years if not 25 <= int(y) - birth <= 95]
       linked[person.name, 'birth_year'] = str(birth)
-      linked[person.name, 'death_year'] = str(death)
+      linked[person.name, 'death_year'] = self._dealer.deal(
+        'death', late_years, no_age
+      )
       linked[person.name, 'work'] = title
       linked[title, 'author'] = person.name
       linked[title, 'year'] = str(birth + self._random.randint(20, 29))

@@ -237,7 +237,7 @@ Tourists admire {e} where? | The original of {e} hangs where?
 
 place land river river
 {e} lies on the {v}. | {e} was built on the {v}.
-{Their} river is the {v}. | {Their} banks are on the {v}.
+{Their} stream is the {v}. | {Their} banks are on the {v}.
 boats reach {e} by the {v} | bridges at {e} cross the {v}
 Boats reach {e} by which water? | Bridges at {e} cross which water?
 
