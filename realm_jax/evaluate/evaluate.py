@@ -1,0 +1,166 @@
+"""Offline evaluation of a checkpoint on questions."""
+
+import json
+import math
+from typing import Any
+
+import numpy as np
+from etils import epath
+
+from realm_jax.corpus.store import Corpus
+from realm_jax.data.questions import Question, read_questions
+from realm_jax.evaluate.restored import Restored, restore
+from realm_jax.scores import qa, retrieval
+from realm_jax.train import answer, dev
+from realm_jax.workdir import files
+
+RECALL_AT = (1, 5, 20)
+
+
+def evaluate(
+  workdir: str,
+  questions: str,
+  output: str,
+  step: int | None = None,
+  index_version: int | None = None,
+  allow_stale_index: bool = False,
+) -> dict[str, Any]:
+  """Answers all questions with a checkpoint and its index, and scores them.
+
+  Args:
+    workdir: of ict or pretrain (retrieval only) or finetune.
+    questions: a file of questions, or `tfds:NAME`.
+    output: directory for metrics.json and predictions.jsonl.
+    step: see restored.restore.
+    index_version: see restored.restore.
+    allow_stale_index: see restored.restore.
+
+  Returns:
+    What metrics.json holds: scores in percent with 95% bootstrap intervals;
+    None where the checkpoint has no reader, or no index.
+  """
+  asked = read_questions(questions)
+  restored = restore(workdir, step, index_version, allow_stale_index)
+  texts = [question.question for question in asked]
+  evidence, answers = _run(restored, texts)
+  metrics = {
+    'n': len(asked),
+    **_answer_scores(asked, answers),
+    **_recall_scores(asked, evidence, restored.corpus),
+    'match': match(asked),
+    'checkpoint_step': restored.checkpoint_step,
+    'index_step': restored.index_step,
+    'corpus_fingerprint': restored.corpus.fingerprint,
+  }
+  directory = epath.Path(output)
+  directory.mkdir(parents=True, exist_ok=True)
+  lines = [
+    json.dumps(prediction(question, found, shown, restored), ensure_ascii=False)
+    for question, found, shown in zip(asked, answers, evidence, strict=True)
+  ]
+  files.write_text(directory / 'predictions.jsonl', '\n'.join(lines) + '\n')
+  files.write_json(directory / 'metrics.json', metrics)
+  return metrics
+
+
+def match(asked: list[Question]) -> str:
+  """The answer-match mode of a file: normalized, regex, or both of them."""
+  return '+'.join(sorted({dev.mode(question) for question in asked}))
+
+
+def passages(
+  restored: Restored, evidence: answer.Evidence, text: bool
+) -> list[dict[str, Any]]:
+  """Passages as JSON, with their softmax over those shown."""
+  corpus = restored.corpus
+  if not evidence.rows:
+    return []
+  top = max(evidence.scores)
+  weights = [math.exp(score - top) for score in evidence.scores]
+  total = sum(weights)
+  return [
+    {
+      'block': row,
+      'document': corpus.document_id(row),
+      'title': corpus.title(row),
+      **({'text': corpus.text(row)} if text else {}),
+      'score': score,
+      'probability': weight / total,
+    }
+    for row, score, weight in zip(
+      evidence.rows, evidence.scores, weights, strict=True
+    )
+  ]
+
+
+def prediction(
+  question: Question,
+  found: answer.Answer | None,
+  shown: answer.Evidence,
+  restored: Restored,
+) -> dict[str, Any]:
+  """A line of predictions.jsonl."""
+  right = None
+  if found is not None:
+    right = qa.exact_match(found.text, question.answers, dev.mode(question))
+  return {
+    'id': question.id,
+    'question': question.question,
+    'prediction': None if found is None else found.text,
+    'score': _finite(None if found is None else found.score),
+    'correct': right,
+    'evidence': passages(restored, shown, text=False),
+  }
+
+
+def _run(
+  restored: Restored, texts: list[str]
+) -> tuple[list[answer.Evidence], list[answer.Answer | None]]:
+  """Evidence and answers of all questions."""
+  context = (restored.config, restored.corpus, restored.mesh)
+  if restored.index is None:
+    closed = answer.answer_closed_book(restored.params, texts, *context)
+    return [found.evidence for found in closed], list(closed)
+  if not restored.reads:
+    k = min(max(RECALL_AT), restored.corpus.num_blocks)
+    evidence = answer.retrieve(
+      restored.params, restored.index, texts, k, *context
+    )
+    return evidence, [None] * len(texts)
+  answers = answer.answer(restored.params, restored.index, texts, *context)
+  return [found.evidence for found in answers], list(answers)
+
+
+def _answer_scores(
+  asked: list[Question], answers: list[answer.Answer | None]
+) -> dict[str, Any]:
+  if answers[0] is None:
+    return {'exact_match': None, 'f1': None}
+  exact, overlap = [], []
+  for question, found in zip(asked, answers, strict=True):
+    assert found is not None
+    exact.append(
+      qa.exact_match(found.text, question.answers, dev.mode(question))
+    )
+    if not question.regex:  # a regular expression has no words to share
+      overlap.append(qa.f1(found.text, question.answers))
+  return {
+    'exact_match': qa.bootstrap(np.array(exact, float)),
+    'f1': qa.bootstrap(np.array(overlap)) if overlap else None,
+  }
+
+
+def _recall_scores(
+  asked: list[Question], evidence: list[answer.Evidence], corpus: Corpus
+) -> dict[str, Any]:
+  if not any(found.rows for found in evidence):
+    return {f'recall@{k}': None for k in RECALL_AT}
+  hit_QK = dev.hits(asked, evidence, corpus, max(RECALL_AT))
+  return {
+    f'recall@{k}': qa.bootstrap(retrieval.recall_at(hit_QK, k).astype(float))
+    for k in RECALL_AT
+  }
+
+
+def _finite(score: float | None) -> float | None:
+  return score if score is not None and math.isfinite(score) else None

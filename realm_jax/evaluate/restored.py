@@ -1,0 +1,175 @@
+"""A checkpoint with its index and corpus, ready to be asked."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import numpy as np
+from etils import epath
+
+from realm_jax.config import Config
+from realm_jax.corpus.store import Corpus
+from realm_jax.index import build
+from realm_jax.index.refresh import restore_part
+from realm_jax.index.search import Index
+from realm_jax.parallel import mesh as mesh_lib
+from realm_jax.train.initialize import split_init
+from realm_jax.workdir import checkpoints, files, versions
+from realm_jax.workdir import rows as rows_lib
+from realm_jax.workdir.run import Workdir
+
+
+@dataclasses.dataclass(frozen=True)
+class Restored:
+  """What evaluation, search and ask work with.
+
+  `index` is None for a closed-book model; `index_step` with it.
+  """
+
+  workdir: Workdir
+  config: Config
+  mesh: jax.sharding.Mesh
+  corpus: Corpus
+  params: dict[str, Any]
+  index: Index | None
+  checkpoint_step: int
+  index_step: int | None
+
+  @property
+  def reads(self) -> bool:
+    """Whether the checkpoint can answer, not only retrieve."""
+    return 'reader' in self.params or self.index is None
+
+
+def restore(
+  path: str,
+  step: int | None = None,
+  index_version: int | None = None,
+  allow_stale_index: bool = False,
+) -> Restored:
+  """Restores a checkpoint and the index that belongs to it.
+
+  Args:
+    path: workdir of ict, pretrain or finetune.
+    step: default: of a fine-tuning run the best on dev questions, else the
+      newest.
+    index_version: default: the newest that is not newer than the checkpoint.
+    allow_stale_index: accept an index of an older document embedder.
+
+  Returns:
+    Parameters, index and corpus on the devices.
+
+  Raises:
+    ValueError: no such checkpoint or version, or the index is of another
+      embedder, corpus or vocabulary; names both values.
+  """
+  workdir = Workdir.open(path)
+  config = workdir.config
+  step = _step(workdir, step)
+  mesh = mesh_lib.make_mesh(config.mesh)
+  shapes = checkpoints.params_shapes(path, step)
+  params = {part: restore_part(workdir, step, part, mesh) for part in shapes}
+  if config.closed_book:
+    corpus = Corpus.open(config.corpus, _pinned(workdir))
+    return Restored(workdir, config, mesh, corpus, params, None, step, None)
+  if 'document_embedder' not in params:
+    raise ValueError(f'{path}: a {workdir.stage} run has no retriever')
+  params.pop('encoder', None)
+  index_path, manifest = _version(
+    workdir, step, index_version, allow_stale_index
+  )
+  corpus = Corpus.open(config.corpus, manifest.corpus_fingerprint)
+  pinned = _pinned(workdir)
+  if not corpus.descends_from(pinned):
+    raise ValueError(
+      f'index version {manifest.version}: corpus {corpus.fingerprint} does '
+      f'not come from that of the run, {pinned}'
+    )
+  versions.check(
+    manifest,
+    corpus_fingerprint=corpus.fingerprint,
+    tokenizer_digest=corpus.tokenizer_digest,
+  )
+  if manifest.dtype != config.index.rows_dtype:
+    raise ValueError(
+      f'index version {manifest.version}: rows are {manifest.dtype}, '
+      f'index.rows_dtype is {config.index.rows_dtype}'
+    )
+
+  def read(start: int, stop: int) -> np.ndarray:
+    return rows_lib.read_rows(index_path, manifest.version, start, stop)
+
+  return Restored(
+    workdir,
+    config,
+    mesh,
+    corpus,
+    params,
+    build.load_index(corpus, config, mesh, read),
+    step,
+    manifest.checkpoint_step,
+  )
+
+
+def _step(workdir: Workdir, step: int | None) -> int:
+  steps = checkpoints.steps(workdir.path)
+  if not steps:
+    raise ValueError(f'{workdir.checkpoints}: no checkpoint yet')
+  if step is None:
+    best = (
+      checkpoints.best_step(workdir.path)
+      if workdir.stage == 'finetune'
+      else None
+    )
+    return steps[-1] if best is None else best
+  if step not in steps:
+    raise ValueError(f'--step {step}: {workdir.checkpoints} has {steps}')
+  return step
+
+
+def _pinned(workdir: Workdir) -> str:
+  return files.read_json(workdir.path / 'corpus.json')['fingerprint']
+
+
+def _version(
+  workdir: Workdir, step: int, wanted: int | None, allow_stale: bool
+) -> tuple[epath.Path, versions.Manifest]:
+  """The index version to use with a checkpoint, and where it lies."""
+  digest = checkpoints.read_record(workdir.path, step)['embedder_digest']
+  config = workdir.config
+  other = config.index_from or split_init(config.init_from)[0]
+  places = [workdir.index]
+  if workdir.stage == 'finetune' and other:
+    # The document embedder was frozen: the index it was trained with serves.
+    places.append(epath.Path(other) / 'index')
+  found = [
+    (place, versions.read_manifest(place, version))
+    for place in places
+    for version in reversed(versions.list_versions(place))
+  ]
+  if wanted is not None:
+    found = [pair for pair in found if pair[1].version == wanted]
+    if not found:
+      raise ValueError(f'--index_version {wanted}: not in {places[0]}')
+  fitting = [pair for pair in found if pair[1].embedder_digest == digest]
+  if fitting:
+    return fitting[0]
+  own = [
+    pair
+    for pair in found
+    if pair[0] == workdir.index and pair[1].checkpoint_step <= step
+  ]
+  if own and allow_stale:
+    return own[0]
+  if not found:
+    raise ValueError(
+      f'{workdir.index}: no index version yet; run `realm refresh --workdir '
+      f'{workdir.path}`'
+    )
+  newest = found[0][1]
+  raise ValueError(
+    f'{found[0][0]}: version {newest.version} is of step '
+    f'{newest.checkpoint_step} (embedder {newest.embedder_digest[:12]}), the '
+    f'checkpoint is step {step} (embedder {str(digest)[:12]}); run `realm '
+    f'refresh --workdir {workdir.path}`, or give --allow_stale_index'
+  )

@@ -1,0 +1,254 @@
+"""Embedding a corpus into an index version, and putting one on the devices."""
+
+import concurrent.futures
+import functools
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from etils import epath
+
+from realm_jax.config import Config
+from realm_jax.corpus.store import Corpus
+from realm_jax.data import sentences
+from realm_jax.index.search import Index
+from realm_jax.model import parts
+from realm_jax.parallel import mesh as mesh_lib
+from realm_jax.workdir import rows as rows_lib
+from realm_jax.workdir import versions
+
+_PROBE_QUERIES = 64
+_PROBE_K = 8
+
+
+class Interrupted(Exception):
+  """A build was told to stop; nothing of it is visible."""
+
+
+@functools.partial(jax.jit, static_argnames=('config', 'sep_id'))
+def embed_tokens(
+  params: dict[str, Any], token_BL: jax.Array, config: Config, sep_id: int
+) -> jax.Array:
+  """Texts to vectors, [B, E] float32, without dropout."""
+  return parts.bind('embedder', config, params)(token_BL, sep_id=sep_id)
+
+
+def build_version(
+  index: epath.PathLike,
+  params: dict[str, Any],
+  corpus: Corpus,
+  config: Config,
+  mesh: jax.sharding.Mesh,
+  checkpoint_step: int,
+  embedder_digest: str,
+  stopped: Callable[[], bool] = lambda: False,
+) -> versions.Manifest:
+  """Embeds all blocks and publishes them as the next index version.
+
+  Blocks are read ahead of the devices and written behind them; no more than
+  a few batches are in memory. The caller holds the refresher's lock.
+
+  Args:
+    index: Workdir.index.
+    params: of the document embedder, on the devices of `mesh`.
+    corpus: Z.
+    config: of the run.
+    mesh: over which a batch is split.
+    checkpoint_step: step that `params` are of.
+    embedder_digest: of `params`.
+    stopped: asked between batches.
+
+  Returns:
+    The manifest of the committed version.
+
+  Raises:
+    Interrupted: `stopped()` said so.
+    ValueError: the recall that was measured is below index.min_recall.
+  """
+  began = time.monotonic()
+  versions.remove_uncommitted(index)
+  version = versions.next_version(index)
+  writer = rows_lib.VersionWriter(
+    index,
+    version,
+    rows=corpus.num_blocks,
+    dim=config.model.retrieval_size,
+    dtype=config.index.rows_dtype,
+  )
+  dtype = jnp.dtype(config.index.rows_dtype)
+  probe = _Probe(corpus, params, config)
+  for start, rows_nE in embed_corpus(params, corpus, config, mesh):
+    if stopped():
+      raise Interrupted
+    stored_nE = rows_nE.astype(dtype)
+    writer.write(start, stored_nE)
+    probe.add(start, rows_nE, stored_nE)
+  recall = probe.recall()
+  if recall[f'recall@{_PROBE_K}'] < config.index.min_recall:
+    raise ValueError(
+      f'{index}: version {version} has recall@{_PROBE_K} '
+      f'{recall[f"recall@{_PROBE_K}"]:.4f}, below index.min_recall '
+      f'{config.index.min_recall}; not published'
+    )
+  writer.finish()
+  return writer.commit(
+    checkpoint_step=checkpoint_step,
+    embedder_digest=embedder_digest,
+    corpus_fingerprint=corpus.fingerprint,
+    tokenizer_digest=corpus.tokenizer_digest,
+    kind=config.index.kind,
+    recall=recall,
+    build_seconds=round(time.monotonic() - began, 3),
+  )
+
+
+def embed_corpus(
+  params: dict[str, Any],
+  corpus: Corpus,
+  config: Config,
+  mesh: jax.sharding.Mesh,
+) -> Iterator[tuple[int, np.ndarray]]:
+  """Yields (first row, rows_nE float32) of all blocks, in order.
+
+  One batch is read and one computed while the one before is handed out.
+  """
+  data = mesh.shape['data']
+  size = -(-config.refresh.batch_size // data) * data
+  starts = range(0, corpus.num_blocks, size)
+  sep_id = corpus.tokenizer.sep_id
+
+  def read(start: int) -> np.ndarray:
+    stop = min(start + size, corpus.num_blocks)
+    token_BL = np.zeros((size, corpus.block_length), np.int32)
+    token_BL[: stop - start] = corpus.tokens(slice(start, stop))
+    return token_BL
+
+  with concurrent.futures.ThreadPoolExecutor(1) as pool, jax.set_mesh(mesh):
+    pending: tuple[int, jax.Array] | None = None
+    ahead = pool.submit(read, 0)
+    for start in starts:
+      token_BL = mesh_lib.put_batch({'token_BL': ahead.result()}, mesh)
+      if start + size < corpus.num_blocks:
+        ahead = pool.submit(read, start + size)
+      done = pending
+      pending = (
+        start,
+        embed_tokens(params, **token_BL, config=config, sep_id=sep_id),
+      )
+      if done is not None:
+        yield done[0], np.asarray(done[1])
+    if pending is not None:
+      first, rows_BE = pending
+      yield first, np.asarray(rows_BE)[: corpus.num_blocks - first]
+
+
+def load_index(
+  corpus: Corpus,
+  config: Config,
+  mesh: jax.sharding.Mesh,
+  read: Callable[[int, int], np.ndarray],
+) -> Index:
+  """Puts an index version and the token table on the devices.
+
+  Args:
+    corpus: Z.
+    config: of the run.
+    mesh: over which rows are split.
+    read: `read(start, stop)` gives rows of the version.
+
+  Returns:
+    The Index.
+  """
+  length = corpus.block_length
+  token_dtype = corpus.tokens(slice(0, 1)).dtype
+  count = corpus.num_blocks
+  return Index(
+    put_version(config, count, mesh, read),
+    mesh_lib.put_rows(corpus.alive, count, (), np.bool_, mesh),
+    mesh_lib.put_rows(
+      lambda start, stop: corpus.tokens(slice(start, stop)),
+      count,
+      (length,),
+      token_dtype,
+      mesh,
+    ),
+    block=config.index.search_block,
+  )
+
+
+def put_version(
+  config: Config,
+  num_rows: int,
+  mesh: jax.sharding.Mesh,
+  read: Callable[[int, int], np.ndarray],
+) -> jax.Array:
+  """The rows of a version on the devices; see load_index."""
+  return mesh_lib.put_rows(
+    read,
+    num_rows,
+    (config.model.retrieval_size,),
+    jnp.dtype(config.index.rows_dtype),
+    mesh,
+  )
+
+
+class _Probe:
+  """Measures how well the stored rows find what exact float32 rows find.
+
+  Queries are sentences of the corpus, embedded as documents are (the builder
+  has no query embedder).
+  """
+
+  def __init__(self, corpus: Corpus, params: dict[str, Any], config: Config):
+    table = corpus.sentences
+    total = len(table.start)
+    chosen_S = np.unique(np.linspace(0, total - 1, _PROBE_QUERIES).astype(int))
+    block_S = np.searchsorted(table.block_offsets, chosen_S, 'right') - 1
+    token_BL = corpus.tokens(block_S)
+    tokenizer = corpus.tokenizer
+    body_B, _ = sentences.body_bounds(token_BL, tokenizer.sep_id)
+    query_BL = sentences.frame(
+      token_BL,
+      body_B + table.start[chosen_S],
+      body_B + table.end[chosen_S],
+      min(config.query_length, corpus.block_length),
+      tokenizer.cls_id,
+      tokenizer.sep_id,
+    )
+    self._query_BE = np.asarray(
+      embed_tokens(params, query_BL, config=config, sep_id=tokenizer.sep_id)
+    )
+    self._corpus = corpus
+    self._exact: list[tuple[np.ndarray, np.ndarray]] = []
+    self._stored: list[tuple[np.ndarray, np.ndarray]] = []
+
+  def add(
+    self, start: int, exact_nE: np.ndarray, stored_nE: np.ndarray
+  ) -> None:
+    alive_n = self._corpus.alive(start, start + len(exact_nE))
+    for best, rows_nE in (
+      (self._exact, exact_nE),
+      (self._stored, stored_nE.astype(np.float32)),
+    ):
+      score_Bn = self._query_BE @ rows_nE.T
+      score_Bn[:, ~alive_n] = -np.inf
+      row_Bn = np.broadcast_to(
+        np.arange(start, start + len(rows_nE)), score_Bn.shape
+      )
+      best.append((score_Bn, row_Bn))
+      score_BK, row_BK = (np.concatenate(x, 1) for x in zip(*best, strict=True))
+      place_BK = np.argsort(-score_BK, 1, kind='stable')[:, :_PROBE_K]
+      best[:] = [
+        (
+          np.take_along_axis(score_BK, place_BK, 1),
+          np.take_along_axis(row_BK, place_BK, 1),
+        )
+      ]
+
+  def recall(self) -> dict[str, float]:
+    exact_BK, stored_BK = self._exact[0][1], self._stored[0][1]
+    hits = (exact_BK[:, :, None] == stored_BK[:, None, :]).any(2)
+    return {f'recall@{_PROBE_K}': float(hits.mean())}

@@ -1,0 +1,192 @@
+"""The refresh job: follows a trainer's checkpoints, publishes index versions.
+
+Paper section 3.3: the index is rebuilt asynchronously while training goes on.
+A process of its own, on its own machines; all it shares with the trainer is
+the workdir.
+"""
+
+import signal
+import sys
+import threading
+from typing import Any
+
+import jax
+
+from realm_jax.config import Config
+from realm_jax.corpus.store import Corpus
+from realm_jax.index import build
+from realm_jax.parallel import mesh as mesh_lib
+from realm_jax.workdir import checkpoints, files, versions
+from realm_jax.workdir.run import Workdir
+
+_LONGEST_POLL_SECONDS = 30.0
+SIGTERM_STATUS = 75
+
+
+def refresh(path: str, follow: bool) -> int:
+  """Builds index versions for the run in a workdir.
+
+  Args:
+    path: the workdir. With `follow` it may not be there yet: a refresher can
+      be started before its trainer.
+    follow: go on until training is done and its last checkpoint has its
+      version; else publish one version of the newest checkpoint, over the
+      newest generation of the corpus, and return.
+
+  Returns:
+    Exit status: 0 done, 75 stopped by SIGTERM.
+
+  Raises:
+    ValueError: no workdir or checkpoint to build from, or another refresher
+      is running.
+  """
+  stop = threading.Event()
+  previous = signal.signal(signal.SIGTERM, lambda *_: stop.set())
+  try:
+    if follow and not _wait_for_workdir(path, stop):
+      return SIGTERM_STATUS
+    workdir = Workdir.open(path)
+    with workdir.lock('refresher'):
+      job = _Job(workdir, stop)
+      return job.follow() if follow else job.once()
+  except build.Interrupted:
+    return SIGTERM_STATUS
+  finally:
+    signal.signal(signal.SIGTERM, previous)
+
+
+def embedder_digest(workdir: Workdir, step: int) -> str:
+  """Digest of the document embedder, recorded when `step` was saved."""
+  return checkpoints.read_record(workdir.path, step)['embedder_digest']
+
+
+class _Job:
+  """One refresher: a corpus, a mesh, and the checkpoints of a workdir."""
+
+  def __init__(self, workdir: Workdir, stop: threading.Event):
+    self._workdir = workdir
+    self._config: Config = workdir.config
+    self._stop = stop
+    self._mesh = mesh_lib.make_mesh(
+      self._config.mesh
+      if self._config.mesh.model == 1
+      else type(self._config.mesh)()
+    )
+
+  def once(self) -> int:
+    steps = checkpoints.steps(self._workdir.path)
+    if not steps:
+      raise ValueError(f'{self._workdir.checkpoints}: no checkpoint yet')
+    step = steps[-1]
+    if self._workdir.stage == 'finetune':
+      step = checkpoints.best_step(self._workdir.path) or step
+    # The newest generation of the corpus: documents that were added since
+    # training are embedded too.
+    corpus = Corpus.open(self._config.corpus)
+    if not self._published(step, corpus):
+      self._build(step, corpus)
+    return 0
+
+  def follow(self) -> int:
+    corpus = Corpus.open(self._config.corpus, self._pinned())
+    poll = self._config.refresh.poll_seconds
+    while not self._stop.is_set():
+      # Asked in this order: a checkpoint saved after the second question
+      # finds the first one answered with "not finished".
+      finished = (self._workdir.path / 'finished.json').exists()
+      steps = checkpoints.steps(self._workdir.path)
+      if steps and not self._published(steps[-1], corpus):
+        try:
+          self._build(steps[-1], corpus)
+        except FileNotFoundError as error:
+          # The trainer deleted the checkpoint: a newer one is there.
+          print(f'refresh: {error}; taking a newer one', file=sys.stderr)
+        poll = self._config.refresh.poll_seconds
+        continue
+      if finished and steps:
+        return 0
+      self._stop.wait(poll)
+      poll = min(poll * 1.5, _LONGEST_POLL_SECONDS)
+    return SIGTERM_STATUS
+
+  def _pinned(self) -> str | None:
+    """The corpus generation of the run, once the trainer has recorded it."""
+    file = self._workdir.path / 'corpus.json'
+    return files.read_json(file)['fingerprint'] if file.exists() else None
+
+  def _published(self, step: int, corpus: Corpus) -> bool:
+    index = self._workdir.index
+    for version in reversed(versions.list_versions(index)):
+      manifest = versions.read_manifest(index, version)
+      if manifest.corpus_fingerprint == corpus.fingerprint:
+        return manifest.checkpoint_step >= step
+    return False
+
+  def _build(self, step: int, corpus: Corpus) -> None:
+    params = restore_part(self._workdir, step, 'document_embedder', self._mesh)
+    manifest = build.build_version(
+      self._workdir.index,
+      params,
+      corpus,
+      self._config,
+      self._mesh,
+      step,
+      embedder_digest(self._workdir, step),
+      self._stop.is_set,
+    )
+    print(
+      f'refresh: version {manifest.version} of step {step}: {manifest.rows} '
+      f'blocks in {manifest.build_seconds:.1f} s',
+      file=sys.stderr,
+    )
+    versions.prune(
+      self._workdir.index, self._config.index.keep, in_use(self._workdir)
+    )
+
+
+def in_use(workdir: Workdir) -> set[int]:
+  """Versions that the trainer uses or would resume with."""
+  used = {
+    checkpoints.read_record(workdir.path, step)['index_version']
+    for step in checkpoints.steps(workdir.path)
+  }
+  swaps = files.read_lines(workdir.swaps)
+  if swaps:
+    used.add(swaps[-1]['version'])
+  return {version for version in used if version is not None}
+
+
+def restore_part(
+  workdir: Workdir, step: int, part: str, mesh: jax.sharding.Mesh
+) -> Any:
+  """One part of a checkpoint's parameters, straight to the devices."""
+  shapes = checkpoints.params_shapes(workdir.path, step)
+  if part not in shapes:
+    raise ValueError(
+      f'{workdir.path}: step {step} has no {part}; has {", ".join(shapes)}'
+    )
+  abstract = jax.tree.map(
+    lambda leaf, sharding: jax.ShapeDtypeStruct(
+      leaf.shape, leaf.dtype, sharding=sharding
+    ),
+    shapes[part],
+    mesh_lib.tree_shardings(shapes[part], mesh),
+  )
+  return checkpoints.restore_part(workdir.path, step, part, abstract)
+
+
+def _wait_for_workdir(path: str, stop: threading.Event) -> bool:
+  """Whether the trainer's first checkpoint came before SIGTERM did.
+
+  The trainer saves it when its first index version is out; until then it may
+  be building that version itself.
+  """
+  poll, said = 0.5, False
+  while not checkpoints.steps(path):
+    if not said:
+      print(f'refresh: waiting for a trainer in {path}', file=sys.stderr)
+      said = True
+    if stop.wait(poll):
+      return False
+    poll = min(poll * 1.5, _LONGEST_POLL_SECONDS)
+  return True

@@ -1,0 +1,251 @@
+"""Retrieving and answering; training and evaluation share it."""
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from realm_jax.config import Config
+from realm_jax.corpus.store import Corpus
+from realm_jax.data import batches
+from realm_jax.index.search import Index, search
+from realm_jax.model import parts
+from realm_jax.parallel import mesh as mesh_lib
+from realm_jax.train import finetune
+from realm_jax.train.state import query_embedder
+
+_BATCH = 32
+
+
+@dataclasses.dataclass(frozen=True)
+class Evidence:
+  """Passages of one question, best first; missing places are left out."""
+
+  rows: list[int]
+  scores: list[float]  # f(x, z) / temperature
+
+
+@dataclasses.dataclass(frozen=True)
+class Answer:
+  """An answer and what it was read from.
+
+  `row` is None for a closed-book answer or where nothing was found.
+  """
+
+  text: str
+  score: float
+  row: int | None
+  evidence: Evidence
+
+
+def retrieve(
+  params: dict[str, Any],
+  index: Index,
+  texts: Sequence[str],
+  k: int,
+  config: Config,
+  corpus: Corpus,
+  mesh: jax.sharding.Mesh,
+) -> list[Evidence]:
+  """The k best passages for each text, with the scores of the index's rows."""
+  tokenizer = corpus.tokenizer
+  found = []
+  for query_BL, real in _batched(texts, config, corpus, mesh):
+    with jax.set_mesh(mesh):
+      score_BK, row_BK = _retrieve(
+        params, index, query_BL, k=k, config=config, sep_id=tokenizer.sep_id
+      )
+    found += _evidence(np.asarray(score_BK)[:real], np.asarray(row_BK)[:real])
+  return found
+
+
+def answer(
+  params: dict[str, Any],
+  index: Index,
+  texts: Sequence[str],
+  config: Config,
+  corpus: Corpus,
+  mesh: jax.sharding.Mesh,
+) -> list[Answer]:
+  """Answers questions from the passages that are retrieved for them."""
+  sep_id = corpus.tokenizer.sep_id
+  answers = []
+  for query_BL, real in _batched(texts, config, corpus, mesh):
+    with jax.set_mesh(mesh):
+      best = _read(params, index, query_BL, config=config, sep_id=sep_id)
+    row_B, start_B, end_B, span_B, score_BK, row_BK = (
+      np.asarray(x)[:real] for x in best
+    )
+    evidence = _evidence(score_BK, row_BK)
+    texts_B = _span_texts(corpus, row_B, start_B, end_B)
+    answers += [
+      Answer(text, float(score), int(row) if row >= 0 else None, shown)
+      for text, score, row, shown in zip(
+        texts_B, span_B, row_B, evidence, strict=True
+      )
+    ]
+  return answers
+
+
+def answer_closed_book(
+  params: dict[str, Any],
+  texts: Sequence[str],
+  config: Config,
+  corpus: Corpus,
+  mesh: jax.sharding.Mesh,
+) -> list[Answer]:
+  """Answers from the encoder's parameters alone, by filling masks."""
+  tokenizer = corpus.tokenizer
+  answers = []
+  size = _batch_size(mesh)
+  for first in range(0, len(texts), size):
+    part = list(texts[first : first + size])
+    token_BL, segment_BL, position_BM, _ = batches.closed_book_inputs(
+      part + [''] * (size - len(part)),
+      tokenizer,
+      config.query_length,
+      config.max_answer_length,
+    )
+    batch = mesh_lib.put_batch(
+      {
+        'token_BL': token_BL,
+        'segment_BL': segment_BL,
+        'position_BM': position_BM,
+      },
+      mesh,
+    )
+    with jax.set_mesh(mesh):
+      piece_BM, score_BM = _fill(params['encoder'], **batch, config=config)
+    pairs = zip(
+      np.asarray(piece_BM)[: len(part)],
+      np.asarray(score_BM)[: len(part)],
+      strict=True,
+    )
+    for piece_M, score_M in pairs:
+      ends = np.flatnonzero(piece_M == tokenizer.sep_id)
+      end = int(ends[0]) if len(ends) else len(piece_M)
+      text = tokenizer.decode(piece_M[:end].tolist())
+      answers.append(
+        Answer(text, float(score_M[: end + 1].sum()), None, Evidence([], []))
+      )
+  return answers
+
+
+def _batch_size(mesh: jax.sharding.Mesh) -> int:
+  data = mesh.shape['data']
+  return -(-_BATCH // data) * data
+
+
+def _batched(
+  texts: Sequence[str], config: Config, corpus: Corpus, mesh: jax.sharding.Mesh
+) -> Any:
+  """Yields (query_BL on the devices, how many of it are real)."""
+  size = _batch_size(mesh)
+  query_QL, _ = batches.encode_questions(
+    texts, corpus.tokenizer, config.query_length
+  )
+  for first in range(0, len(texts), size):
+    query_BL = np.zeros((size, query_QL.shape[1]), np.int32)
+    part = query_QL[first : first + size]
+    query_BL[: len(part)] = part
+    yield (
+      mesh_lib.put_batch({'query_BL': query_BL}, mesh)['query_BL'],
+      len(part),
+    )
+
+
+def _evidence(score_BK: np.ndarray, row_BK: np.ndarray) -> list[Evidence]:
+  return [
+    Evidence(
+      [int(row) for row in row_K if row >= 0],
+      [
+        float(score)
+        for score, row in zip(score_K, row_K, strict=True)
+        if row >= 0
+      ],
+    )
+    for score_K, row_K in zip(score_BK, row_BK, strict=True)
+  ]
+
+
+def _span_texts(
+  corpus: Corpus, row_B: np.ndarray, start_B: np.ndarray, end_B: np.ndarray
+) -> list[str]:
+  """Spans of body wordpieces, both ends included, as the source's text."""
+  texts = [corpus.text(int(row)) if row >= 0 else '' for row in row_B]
+  encoded = corpus.tokenizer.encode_batch(texts)
+  spans = []
+  for text, (_, offsets), row, start, end in zip(
+    texts, encoded, row_B, start_B, end_B, strict=True
+  ):
+    if row < 0:
+      spans.append('')
+    else:
+      spans.append(text[offsets[start][0] : offsets[end][1]])
+  return spans
+
+
+@functools.partial(jax.jit, static_argnames=('k', 'config', 'sep_id'))
+def _retrieve(
+  params: dict[str, Any],
+  index: Index,
+  query_BL: jax.Array,
+  k: int,
+  config: Config,
+  sep_id: int,
+) -> tuple[jax.Array, jax.Array]:
+  embedder = parts.bind('embedder', config, query_embedder(params))
+  score_BK, row_BK = search(index, embedder(query_BL, sep_id=sep_id), k)
+  return score_BK / config.score_temperature, row_BK
+
+
+@functools.partial(jax.jit, static_argnames=('config', 'sep_id'))
+def _read(
+  params: dict[str, Any],
+  index: Index,
+  query_BL: jax.Array,
+  config: Config,
+  sep_id: int,
+) -> tuple[jax.Array, ...]:
+  reading = finetune.read(params, query_BL, index, (None, None), config, sep_id)
+  batch, beam, length, width = reading.span_BRJW.shape
+  span_B = jnp.where(reading.valid_BRJW, reading.span_BRJW, -jnp.inf).reshape(
+    batch, -1
+  )
+  best_B = span_B.argmax(-1)
+  place_B = best_B // (length * width)
+  start_B = best_B // width % length
+  body_B = jnp.take_along_axis(reading.body_start_BR, place_B[:, None], 1)[:, 0]
+  score_B = span_B.max(-1)
+  row_B = jnp.take_along_axis(reading.row_BK[:, :beam], place_B[:, None], 1)[
+    :, 0
+  ]
+  row_B = jnp.where(score_B == -jnp.inf, -1, row_B)
+  first_B = start_B - body_B
+  shown = min(20, reading.row_BK.shape[1])
+  return (
+    row_B,
+    first_B,
+    first_B + best_B % width,
+    score_B,
+    reading.score_BK[:, :shown],
+    reading.row_BK[:, :shown],
+  )
+
+
+@functools.partial(jax.jit, static_argnames=('config',))
+def _fill(
+  params: dict[str, Any],
+  token_BL: jax.Array,
+  segment_BL: jax.Array,
+  position_BM: jax.Array,
+  config: Config,
+) -> tuple[jax.Array, jax.Array]:
+  encoder = parts.bind('encoder', config, params)
+  logits_BMV = encoder(token_BL, segment_BL, position_BM)
+  log_prob_BMV = jax.nn.log_softmax(logits_BMV, axis=-1)
+  return log_prob_BMV.argmax(-1), log_prob_BMV.max(-1)

@@ -1,0 +1,156 @@
+"""Where a stage's parameters come from: an earlier stage, BERT, or nothing."""
+
+import sys
+from typing import Any
+
+import jax
+from etils import epath
+
+from realm_jax.config import Config
+from realm_jax.index.refresh import restore_part
+from realm_jax.model import huggingface, parts
+from realm_jax.parallel import mesh as mesh_lib
+from realm_jax.workdir import checkpoints
+from realm_jax.workdir.run import Workdir
+
+# Parts a stage's state has. What a stage has but does not train is carried
+# along for the stages that follow.
+STATE_PARTS = {
+  'mlm': ('encoder',),
+  'ict': ('document_embedder', 'query_embedder', 'encoder'),
+  'pretrain': ('document_embedder', 'query_embedder', 'encoder'),
+  'finetune': ('document_embedder', 'query_embedder', 'reader'),
+}
+
+
+def initial_params(
+  stage: str, config: Config, mesh: jax.sharding.Mesh
+) -> dict[str, Any]:
+  """The parameters at step 0, split over the mesh.
+
+  A part that `init_from` has is taken. One that it lacks starts fresh, but its
+  BERT is that of a related part where there is one: an embedder's that of the
+  encoder (the paper's warm start from BERT), a reader's that of the encoder.
+  What starts fresh is said on standard error.
+
+  Args:
+    stage: mlm, ict, pretrain or finetune.
+    config: `init_from` is `WORKDIR[:STEP]`, a Hugging Face directory, or ''.
+    mesh: of the run.
+
+  Returns:
+    part to parameters.
+
+  Raises:
+    ValueError: init_from is neither, or has another model.
+  """
+  wanted = set(STATE_PARTS[stage])
+  if stage == 'finetune' and config.closed_book:
+    wanted = {'encoder'}
+  have = _read(config, mesh, wanted) if config.init_from else {}
+  encoder = have.get('encoder')
+  keys = jax.random.split(jax.random.key(config.seed), 3)
+  params = {part: tree for part, tree in have.items() if part in wanted}
+  if 'encoder' in wanted and 'encoder' not in params and stage != 'ict':
+    donor = have.get('document_embedder')
+    params['encoder'] = _fresh('encoder', config, keys[0], mesh, donor)
+  if 'document_embedder' in wanted:
+    if 'document_embedder' not in params:
+      params['document_embedder'] = _fresh(
+        'embedder', config, keys[1], mesh, encoder
+      )
+    unshared = stage == 'finetune' or not config.model.share_embedders
+    if unshared and 'query_embedder' not in params:
+      # A copy: the two are donated to the step as separate buffers.
+      params['query_embedder'] = jax.tree.map(
+        lambda leaf: leaf.copy(), params['document_embedder']
+      )
+    if not unshared:
+      params.pop('query_embedder', None)
+  if 'reader' in wanted and 'reader' not in params:
+    params['reader'] = _fresh('reader', config, keys[2], mesh, encoder)
+  return params
+
+
+def split_init(init_from: str) -> tuple[str, int | None]:
+  """`WORKDIR[:STEP]` to its two halves."""
+  path, colon, step = init_from.rpartition(':')
+  if colon and step.isdigit():
+    return path, int(step)
+  return init_from, None
+
+
+def _read(
+  config: Config, mesh: jax.sharding.Mesh, wanted: set[str]
+) -> dict[str, Any]:
+  path, step = split_init(config.init_from)
+  if (epath.Path(path) / 'checkpoints').exists():
+    workdir = Workdir.open(path)
+    _check_model(workdir, config)
+    steps = checkpoints.steps(path)
+    if not steps:
+      raise ValueError(f'init_from: {path} has no checkpoint yet')
+    step = steps[-1] if step is None else step
+    shapes = checkpoints.params_shapes(path, step)
+    # The encoder is wanted also where only its BERT will be.
+    return {
+      part: restore_part(workdir, step, part, mesh)
+      for part in shapes
+      if part in wanted | {'encoder'}
+    }
+  if (epath.Path(path) / 'config.json').exists():
+    loaded, fresh = huggingface.load_bert(path, config)
+    if fresh:
+      print(
+        f'init_from {path}: starts fresh: {", ".join(fresh)}', file=sys.stderr
+      )
+    params = {
+      'document_embedder': loaded['embedder'],
+      'encoder': loaded['encoder'],
+      'reader': loaded['reader'],
+    }
+    return {
+      part: jax.device_put(tree, mesh_lib.tree_shardings(tree, mesh))
+      for part, tree in params.items()
+    }
+  raise ValueError(
+    f'init_from: {path} is neither a workdir nor a Hugging Face directory '
+    f'(config.json, model.safetensors)'
+  )
+
+
+def _check_model(workdir: Workdir, config: Config) -> None:
+  free = ('dropout', 'compute_dtype', 'remat', 'share_embedders')
+  there, here = workdir.config.to_dict(), config.to_dict()
+  for name, value in here['model'].items():
+    if name not in free and there['model'][name] != value:
+      raise ValueError(
+        f'init_from {workdir.path}: model.{name} is {there["model"][name]!r} '
+        f'there, {value!r} here'
+      )
+  if there['pooling'] != here['pooling'] and workdir.stage != 'mlm':
+    raise ValueError(
+      f'init_from {workdir.path}: pooling is {there["pooling"]!r} there, '
+      f'{here["pooling"]!r} here'
+    )
+
+
+def _fresh(
+  part: parts.Part,
+  config: Config,
+  key: jax.Array,
+  mesh: jax.sharding.Mesh,
+  donor: dict[str, Any] | None,
+) -> dict[str, Any]:
+  """Fresh parameters, made where they will live, around a donor's BERT."""
+
+  def create() -> dict[str, Any]:
+    return parts.init_part(part, config, key)
+
+  shardings = mesh_lib.tree_shardings(jax.eval_shape(create), mesh)
+  params = jax.jit(create, out_shardings=shardings)()
+  if donor is None:
+    print(f'{part}: starts from random parameters', file=sys.stderr)
+    return params
+  print(f'{part}: starts from an earlier BERT, its head fresh', file=sys.stderr)
+  return {**params, 'bert': jax.tree.map(lambda x: x.copy(), donor['bert'])}

@@ -1,0 +1,234 @@
+"""The one training loop. Steps are pure; everything else happens here.
+
+The order of operations between two steps, and nothing outside it:
+  1. swap in a new index version, if one is ready (in-process: make it);
+  2. save, if the step says so or SIGTERM came;
+  3. take the next batch, which a thread has made ahead;
+  4. dispatch the step;
+  5. log the metrics of the step before, while this one runs.
+"""
+
+import dataclasses
+import math
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import numpy as np
+from rich.progress import Progress
+
+from realm_jax.config import Config
+from realm_jax.index.refresh import SIGTERM_STATUS
+from realm_jax.index.search import Index
+from realm_jax.parallel import mesh as mesh_lib
+from realm_jax.train.index_feed import IndexFeed
+from realm_jax.train.state import TrainState
+from realm_jax.workdir import files
+from realm_jax.workdir.checkpoints import Checkpoints
+from realm_jax.workdir.digest import tree_digest
+from realm_jax.workdir.metrics import MetricsWriter
+from realm_jax.workdir.run import Workdir
+
+Metrics = dict[str, jax.Array]
+Step = Callable[
+  [TrainState, dict[str, jax.Array], Index | None, jax.Array],
+  tuple[TrainState, Index | None, Metrics],
+]
+
+
+@dataclasses.dataclass
+class Run:
+  """All that the loop needs of a stage."""
+
+  workdir: Workdir
+  config: Config
+  mesh: jax.sharding.Mesh
+  step: Step  # jitted; state and index are donated
+  batches: Iterator[dict[str, np.ndarray]]  # from the first step on
+  state: TrainState
+  feed: IndexFeed | None  # None: the stage has no index
+  checkpoints: Checkpoints
+  metrics: MetricsWriter
+  # Scores on dev questions, and the one of them that picks the best
+  # checkpoint; called every `eval_every` steps and at the end.
+  evaluate: Callable[[TrainState, Index | None], dict[str, float]] | None
+  eval_every: int
+  best: str | None
+
+
+def train_loop(run: Run) -> int:
+  """Trains until `num_steps`.
+
+  Args:
+    run: the stage, its state at the step to go on from.
+
+  Returns:
+    0 when done, 75 when SIGTERM came and the state was saved.
+
+  Raises:
+    FloatingPointError: the loss is not finite; names the step.
+  """
+  config = run.config
+  first = int(run.state.step)
+  state, feed = run.state, run.feed
+  run.state = None  # type: ignore[assignment]  # donated to the first step
+  key = jax.random.key(config.seed, impl='rbg')
+  terminated = _Terminated()
+  log = _Log(run, first)
+  scores: dict[str, float] = {}
+  with terminated, _progress(run, first) as advance, jax.set_mesh(run.mesh):
+    for step in range(first, config.num_steps + 1):
+      last = step == config.num_steps
+      swapped = feed is not None and feed.swap(step, state.params, last)
+      due = run.evaluate and step > first and _due(step, run.eval_every, last)
+      if due and run.evaluate:
+        index = feed.index if feed else None
+        scores = run.evaluate(state, index)
+        log.evaluated(step, scores)
+      if step > first and (
+        last
+        or terminated.yes
+        or swapped
+        or step % config.checkpoint_every == 0
+        or (due and run.best)
+      ):
+        _save(run, step, state, scores.get(run.best) if run.best else None)
+      if last or (terminated.yes and step > first):
+        break
+      batch = mesh_lib.put_batch(next(run.batches), run.mesh)
+      index = feed.index if feed else None
+      state, index, metrics = run.step(
+        state, batch, index, jax.random.fold_in(key, step)
+      )
+      if feed:
+        feed.index = index
+      log.previous(step + 1, metrics)
+      advance()
+    log.flush()
+  run.checkpoints.close()
+  if terminated.yes and not last:
+    print(f'stopped by SIGTERM; saved step {step}', file=sys.stderr)
+    return SIGTERM_STATUS
+  files.write_json(run.workdir.path / 'finished.json', {'step': step})
+  return 0
+
+
+def _due(step: int, every: int, last: bool) -> bool:
+  return last or (every > 0 and step % every == 0)
+
+
+def record(params: dict[str, Any], version: int | None) -> dict[str, Any]:
+  """What is written about a step beside its arrays."""
+  document = params.get('document_embedder')
+  return {
+    'embedder_digest': None if document is None else tree_digest(document),
+    'index_version': version,
+  }
+
+
+def _save(run: Run, step: int, state: TrainState, score: float | None) -> None:
+  version = run.feed.version if run.feed else None
+  if run.checkpoints.latest_step() == step:
+    return
+  run.checkpoints.save(
+    step,
+    {
+      'params': state.params,
+      'opt_state': state.opt_state,
+      'step': {'step': state.step},
+    },
+    {'stage': run.workdir.stage, **record(state.params, version)},
+    score=score,
+  )
+
+
+class _Log:
+  """Writes a step's metrics while the next one runs."""
+
+  def __init__(self, run: Run, first: int):
+    self._run = run
+    self._pending: tuple[int, Metrics, dict[str, Any]] | None = None
+    self._since = (first, time.monotonic())
+    self._warm = False
+
+  def previous(self, step: int, metrics: Metrics) -> None:
+    """Logs the step before; `step` is logged by the next call."""
+    self.flush()
+    config = self._run.config
+    if step % config.log_every == 0 or step == config.num_steps:
+      feed = self._run.feed
+      index = {} if feed is None else feed.staleness(step)
+      self._pending = (step, metrics, index)
+    if not self._warm:
+      # The first step compiles: it is no measure of speed.
+      jax.block_until_ready(metrics)
+      self._since = (step, time.monotonic())
+      self._warm = True
+
+  def flush(self) -> None:
+    if self._pending is None:
+      return
+    step, metrics, index = self._pending
+    self._pending = None
+    values = {name: float(v) for name, v in jax.device_get(metrics).items()}
+    if not math.isfinite(values['loss']):
+      raise FloatingPointError(f'step {step}: the loss is {values["loss"]}')
+    before, began = self._since
+    now = time.monotonic()
+    self._since = (step, now)
+    if step > before:
+      values['examples_per_second'] = (
+        (step - before) * self._run.config.batch_size / (now - began)
+      )
+    self._run.metrics.write(step, {**values, **index})
+
+  def evaluated(self, step: int, scores: dict[str, float]) -> None:
+    self.flush()
+    feed = self._run.feed
+    index = {} if feed is None else feed.staleness(step)
+    self._run.metrics.write(step, {**scores, **index})
+    self._since = (step, time.monotonic())
+
+
+class _Terminated:
+  """Whether SIGTERM came; the loop saves and ends at the next step."""
+
+  yes = False
+
+  def __enter__(self) -> '_Terminated':
+    self._previous = signal.signal(signal.SIGTERM, self._set)
+    return self
+
+  def __exit__(self, *_: object) -> None:
+    signal.signal(signal.SIGTERM, self._previous)
+
+  def _set(self, *_: object) -> None:
+    self.yes = True
+
+
+class _progress:
+  """A progress bar on standard error, only on a terminal."""
+
+  def __init__(self, run: Run, first: int):
+    self._run, self._first = run, first
+
+  def __enter__(self) -> Callable[[], None]:
+    from rich.console import Console
+
+    console = Console(stderr=True)
+    self._bar = Progress(
+      console=console, disable=not console.is_terminal, transient=True
+    )
+    self._bar.start()
+    task = self._bar.add_task(
+      self._run.workdir.stage,
+      total=self._run.config.num_steps,
+      completed=self._first,
+    )
+    return lambda: self._bar.advance(task)
+
+  def __exit__(self, *_: object) -> None:
+    self._bar.stop()
