@@ -1,0 +1,25 @@
+#!/usr/bin/env bash
+# Lints and tests in an environment of its own, on the CPU.
+#
+#   bash launch/test.sh [--slow] [ARGUMENT OF PYTEST]...
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+# shellcheck source=launch/environment.sh
+. launch/environment.sh
+
+selection='not slow'
+arguments=()
+for argument in "$@"; do
+  if [ "$argument" = --slow ]; then
+    selection=''
+  else
+    arguments+=("$argument")
+  fi
+done
+
+make_environment '.[test]'
+export JAX_PLATFORMS=cpu
+.venv/bin/python -m ruff check .
+.venv/bin/python -m ruff format --check .
+exec .venv/bin/python -m pytest -m "$selection" \
+  ${arguments[@]+"${arguments[@]}"}

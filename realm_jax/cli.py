@@ -1,0 +1,314 @@
+"""The command line: flags in, one call out.
+
+Exit status: 0 done; 1 failed while running; 2 bad usage or bad input; 75
+stopped by SIGTERM after saving. 1 and 2 come with one line on standard error.
+"""
+
+import argparse
+import errno
+import json
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+import realm_jax
+from realm_jax import config as config_lib
+from realm_jax.flags import (
+  Parser,
+  flag,
+  need,
+  need_config,
+  need_inputs,
+  need_workdir,
+  take_overrides,
+)
+
+_BAD_INPUT = (
+  ValueError,
+  FileNotFoundError,
+  IsADirectoryError,
+  NotADirectoryError,
+  PermissionError,
+)
+
+
+def main(argv: list[str] | None = None) -> int:
+  """Runs one verb.
+
+  Args:
+    argv: the arguments after the program's name; default: the process's.
+
+  Returns:
+    The exit status.
+  """
+  argv = sys.argv[1:] if argv is None else argv
+  debug = '--debug' in argv
+  try:
+    argv, overrides = take_overrides(argv)
+    flags = vars(_parser().parse_args(argv))
+    if 'config' in flags:
+      flags['overrides'] = overrides
+    elif overrides:
+      raise ValueError(
+        f'--config.{next(iter(overrides))}: {flags["verb"]} takes no --config'
+      )
+    run = flags.pop('run')
+    del flags['verb'], flags['debug']
+    status = run(**flags)
+    sys.stdout.flush()
+    return status
+  except KeyboardInterrupt:
+    print('error: interrupted', file=sys.stderr)
+    return 1
+  except Exception as error:
+    if debug:
+      traceback.print_exc()
+    print(f'error: {_one_line(error)}', file=sys.stderr)
+    _drop_unwritten_output()
+    return _status(error)
+
+
+def _status(error: Exception) -> int:
+  # TensorStore and Orbax report a full disk as a ValueError.
+  if os.strerror(errno.ENOSPC) in str(error):
+    return 1
+  return 2 if isinstance(error, _BAD_INPUT) else 1
+
+
+def _one_line(error: Exception) -> str:
+  text = ' '.join(str(error).split())
+  if isinstance(error, OSError) and error.filename:
+    text = f'{error.filename}: {error.strerror}'
+  elif not isinstance(error, ValueError | OSError):
+    text = f'{type(error).__name__}: {text}'
+  return text or type(error).__name__
+
+
+def _drop_unwritten_output() -> None:
+  """Keeps Python from failing once more on what it could not write."""
+  try:
+    sys.stdout.flush()
+  except OSError:
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _parser() -> argparse.ArgumentParser:
+  parser = Parser(prog='realm', description='Retrieval-augmented pre-training')
+  version = f'realm {realm_jax.__version__}'
+  parser.add_argument('--version', action='version', version=version)
+  verbs = parser.add_subparsers(
+    dest='verb', required=True, metavar='VERB', title='verbs'
+  )
+  for name, (help, declare) in _VERBS.items():
+    verb = verbs.add_parser(name, help=help, description=help)
+    verb.set_defaults(run=declare(verb))
+  return parser
+
+
+def _print_json(value: Any) -> int:
+  json.dump(value, sys.stdout, indent=2, ensure_ascii=False)
+  print()
+  return 0
+
+
+# One function a verb: declares its flags, named as the arguments of the call
+# that they go to, and returns what makes the call. Imports wait for the call:
+# JAX takes seconds to import.
+
+_Run = Callable[..., int]
+
+
+def _quickstart(verb: Parser) -> _Run:
+  need_workdir(verb)
+  flag(verb, '--seed N', 'of world and training', type=int, default=0)
+  help = 'small: a smaller world, for a test'
+  flag(verb, '--size', help, choices=('full', 'small'), default='full')
+
+  def run(**flags: Any) -> int:
+    from realm_jax.jobs import quickstart
+
+    quickstart.quickstart(**flags)
+    return 0
+
+  return run
+
+
+def _prepare(verb: Parser) -> _Run:
+  need_inputs(verb)
+  vocab = verb.add_mutually_exclusive_group(required=True)
+  flag(vocab, '--vocab FILE', 'vocab.txt of a BERT model (no default)')
+  help = 'or learn N wordpieces from the inputs (no default)'
+  flag(vocab, '--train-vocab N', help, type=int)
+  need(verb, '--output DIR', 'the corpus store to make')
+  help = 'wordpieces in a block at most'
+  flag(verb, '--block-length N', help, type=int, default=288)
+  flag(verb, '--workers N', 'processes', type=int, default=1)
+
+  def run(**flags: Any) -> int:
+    from realm_jax.corpus import prepare
+
+    return _print_json(prepare.prepare(**flags))
+
+  return run
+
+
+def _config(verb: Parser) -> _Run:
+  need_config(verb)
+  flag(verb, '--print', 'print the resolved keys as JSON', action='store_true')
+
+  def run(config: str, overrides: dict[str, str], print: bool) -> int:
+    values = config_lib.load(config, overrides).to_dict()
+    return _print_json(values) if print else 0
+
+  return run
+
+
+def _stage(verb: Parser) -> _Run:
+  need_config(verb)
+  need_workdir(verb)
+  stage = verb.prog.split()[-1]
+
+  def run(config: str, overrides: dict[str, str], workdir: str) -> int:
+    loaded = config_lib.load(config, overrides)  # fails before JAX starts
+    from realm_jax.train import run
+
+    return run.train(stage, loaded, workdir)
+
+  return run
+
+
+def _refresh(verb: Parser) -> _Run:
+  need_workdir(verb)
+  mode = verb.add_mutually_exclusive_group()
+  help = 'index the newest checkpoint and exit (this is the default)'
+  follow = {'dest': 'follow', 'default': False}
+  flag(mode, '--once', help, action='store_false', **follow)
+  help = 'index each new checkpoint until the run has ended'
+  flag(mode, '--follow', help, action='store_true', **follow)
+
+  def run(**flags: Any) -> int:
+    from realm_jax.index import refresh
+
+    return refresh.refresh(**flags)
+
+  return run
+
+
+def _index(verb: Parser) -> _Run:
+  need_workdir(verb)
+  flag(verb, '--report', 'print the whole manifests', action='store_true')
+
+  def run(**flags: Any) -> int:
+    from realm_jax.jobs import index
+
+    return _print_json(index.list_index(**flags))
+
+  return run
+
+
+def _corpus(verb: Parser) -> None:
+  changes = verb.add_subparsers(
+    required=True, metavar='add|remove', title='changes'
+  )
+  help = 'appends documents'
+  add = changes.add_parser('add', help=help, description=help)
+  help = 'removes documents; row numbers stay'
+  remove = changes.add_parser('remove', help=help, description=help)
+  for change in (add, remove):
+    need(change, '--corpus DIR', 'the corpus store', dest='path')
+  need_inputs(add)
+  help = 'ids of the documents'
+  more = {'nargs': '+', 'action': 'extend', 'dest': 'document_ids'}
+  need(remove, '--document ID', help, **more)
+
+  def run_add(**flags: Any) -> int:
+    from realm_jax.corpus import change
+
+    return _print_json(change.add(**flags))
+
+  def run_remove(**flags: Any) -> int:
+    from realm_jax.corpus import change
+
+    return _print_json(change.remove(**flags))
+
+  add.set_defaults(run=run_add)
+  remove.set_defaults(run=run_remove)
+
+
+def _evaluate(verb: Parser) -> _Run:
+  need_workdir(verb)
+  need(verb, '--questions FILE', 'questions with answers')
+  need(verb, '--output DIR', 'for metrics.json and predictions.jsonl')
+  flag(verb, '--step N', 'of the checkpoint (default: newest)', type=int)
+  help = 'default: the newest that is not newer than the checkpoint'
+  flag(verb, '--index_version N', help, type=int)
+  help = 'accept an index that an earlier checkpoint made'
+  flag(verb, '--allow_stale_index', help, action='store_true')
+
+  def run(**flags: Any) -> int:
+    from realm_jax.evaluate import evaluate
+
+    return _print_json(evaluate.evaluate(**flags))
+
+  return run
+
+
+def _search(verb: Parser) -> _Run:
+  need_workdir(verb)
+  need(verb, '--query TEXT', 'what to look for')
+  flag(verb, '--k K', 'how many passages', type=int, default=5)
+
+  def run(**flags: Any) -> int:
+    from realm_jax.evaluate import ask
+
+    return _print_json(ask.search(**flags))
+
+  return run
+
+
+def _ask(verb: Parser) -> _Run:
+  need_workdir(verb)
+  verb.add_argument('question', metavar='QUESTION')
+
+  def run(**flags: Any) -> int:
+    from realm_jax.evaluate import ask
+
+    return _print_json(ask.ask(**flags))
+
+  return run
+
+
+def _embed(verb: Parser) -> _Run:
+  need_workdir(verb)
+  need(verb, '--input FILE', 'JSON lines {"title"?, "text"}')
+  need(verb, '--output FILE.npy', '[n, E] float32')
+  more = {'choices': ('query', 'document'), 'default': 'document'}
+  flag(verb, '--as', 'which embedder', dest='side', **more)
+
+  def run(**flags: Any) -> int:
+    from realm_jax.jobs import embed
+
+    embed.embed(**flags)
+    return 0
+
+  return run
+
+
+_VERBS = {
+  'quickstart': ('the whole pipeline on a toy world', _quickstart),
+  'prepare': ('documents to a corpus store', _prepare),
+  'config': ('checks an experiment file', _config),
+  'mlm': ('masked language modelling, a warm start', _stage),
+  'ict': ('inverse cloze task, a warm start', _stage),
+  'pretrain': ('pre-training with retrieval', _stage),
+  'finetune': ('fine-tuning on questions', _stage),
+  'refresh': ('builds index versions of a run', _refresh),
+  'index': ('lists the index versions of a run', _index),
+  'corpus': ('changes a corpus store', _corpus),
+  'evaluate': ('scores a checkpoint on questions', _evaluate),
+  'search': ('passages for a query', _search),
+  'ask': ('an answer with its evidence', _ask),
+  'embed': ('JSON lines to vectors', _embed),
+}

@@ -1,0 +1,93 @@
+"""How flags are written: the parser, and the flags that verbs share."""
+
+import argparse
+import dataclasses
+from collections.abc import Iterator
+from typing import Any, NoReturn
+
+from realm_jax import config as config_lib
+
+
+def take_overrides(argv: list[str]) -> tuple[list[str], dict[str, str]]:
+  """Splits `--config.a.b=v` and `--config.a.b v` from the other arguments."""
+  rest: list[str] = []
+  overrides: dict[str, str] = {}
+  arguments = iter(argv)
+  for argument in arguments:
+    if argument == '--':
+      return [*rest, argument, *arguments], overrides
+    if not argument.startswith('--config.'):
+      rest.append(argument)
+      continue
+    key, equals, value = argument.removeprefix('--config.').partition('=')
+    if not equals:
+      value = next(arguments, '--')
+      if value.startswith('--'):
+        raise ValueError(f'--config.{key}: needs a value, --config.{key}=VALUE')
+    overrides[key] = value
+  return rest, overrides
+
+
+class _Help(argparse.RawDescriptionHelpFormatter):
+  """Shows each flag's default, unless its help text tells it."""
+
+  def _get_help_string(self, action: argparse.Action) -> str:
+    text = action.help or ''
+    if not action.option_strings or action.default is argparse.SUPPRESS:
+      return text
+    if action.required:
+      return f'{text} (required)'
+    return text if 'default' in text else f'{text} (default: %(default)s)'
+
+
+class Parser(argparse.ArgumentParser):
+  """A parser whose errors are one line, printed by main."""
+
+  def __init__(self, **options: Any) -> None:
+    super().__init__(formatter_class=_Help, allow_abbrev=False, **options)
+    self.add_argument(
+      '--debug', action='store_true', help='show the traceback of an error'
+    )
+
+  def error(self, message: str) -> NoReturn:
+    raise ValueError(f'{message}; see {self.prog} --help')
+
+
+def flag(parser: Any, form: str, help: str, **options: Any) -> None:
+  """Adds a flag written as its help shows it: `--name` or `--name VALUE`."""
+  name, _, metavar = form.partition(' ')
+  if metavar:
+    options['metavar'] = metavar
+  parser.add_argument(name, help=help, **options)
+
+
+def need(parser: Any, form: str, help: str, **options: Any) -> None:
+  flag(parser, form, help, required=True, **options)
+
+
+def need_workdir(verb: Parser) -> None:
+  need(verb, '--workdir DIR', 'directory of the run')
+
+
+def need_inputs(verb: Parser) -> None:
+  help = 'JSON lines (plain, .gz, .zst) or tfds:NAME[/CONFIG][:SPLIT]'
+  more = {'nargs': '+', 'action': 'extend', 'dest': 'inputs'}
+  need(verb, '--input PATH', help, **more)
+  formats = ('jsonl', 'tfds')
+  flag(verb, '--format', 'of inputs', choices=formats, default='jsonl')
+
+
+def need_config(verb: Parser) -> None:
+  help = 'experiment file; override a key by --config.KEY=VALUE'
+  need(verb, '--config FILE.py[:ARG]', help)
+
+  def lines(section: Any, prefix: str) -> Iterator[str]:
+    for field in dataclasses.fields(section):
+      value = getattr(section, field.name)
+      if dataclasses.is_dataclass(value):
+        yield from lines(value, f'{prefix}{field.name}.')
+      else:
+        yield f'  --config.{prefix}{field.name}={value}'
+
+  keys = '\n'.join(lines(config_lib.Config(), ''))
+  verb.epilog = f'config keys and their defaults:\n{keys}'

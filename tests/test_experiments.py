@@ -1,0 +1,79 @@
+"""Every experiment file builds a configuration that is valid."""
+
+import ast
+import pathlib
+
+import pytest
+
+from realm_jax import config as config_lib
+
+EXPERIMENTS = pathlib.Path(__file__).parents[1] / 'experiments'
+FILES = sorted(path.name for path in EXPERIMENTS.glob('*.py'))
+ARGUMENTS = {'finetune_open_qa.py': ('nq', 'wq', 'trec')}
+NOT_RUN = (
+  'finetune_open_qa.py',
+  'ict_wiki.py',
+  'pretrain_ccnews.py',
+  'pretrain_wiki.py',
+)
+
+
+def load(name, argument=''):
+  path = EXPERIMENTS / name
+  return config_lib.load(f'{path}:{argument}' if argument else str(path))
+
+
+@pytest.mark.parametrize('name', FILES)
+def test_loads_with_each_argument(name):
+  assert load(name).corpus  # the default argument, where it takes one
+  for argument in ARGUMENTS.get(name, ()):
+    assert load(name, argument).corpus
+
+
+@pytest.mark.parametrize('name', FILES)
+def test_docstring_records_the_run(name):
+  text = ast.get_docstring(ast.parse((EXPERIMENTS / name).read_text()))
+  assert f'experiments/{name}' in text  # the command
+  assert 'Hardware:' in text
+  assert ('*Not run.*' in text) == (name in NOT_RUN)
+
+
+def test_the_paper_s_runs_are_there():
+  assert set(NOT_RUN) <= set(FILES)
+
+
+def test_ict_has_the_paper_s_values():
+  config = load('ict_wiki.py')
+  assert (config.batch_size, config.num_steps) == (4096, 100_000)
+  assert config.optimizer.learning_rate == 1e-4
+  assert (config.query_length, config.sentence_removal) == (64, 0.9)
+
+
+@pytest.mark.parametrize('name', ['pretrain_wiki.py', 'pretrain_ccnews.py'])
+def test_pretraining_has_the_paper_s_values(name):
+  config = load(name)
+  assert (config.batch_size, config.num_steps) == (512, 200_000)
+  assert config.optimizer.learning_rate == 3e-5
+  assert (config.query_length, config.max_masks) == (96, 10)
+  assert (config.num_candidates, config.marginal) == (8, 'sequence')
+  assert config.masking == 'salient'
+  assert config.refresh.where == 'separate'
+  # X is Z where none is named.
+  assert bool(config.text_corpus) == (name == 'pretrain_ccnews.py')
+
+
+@pytest.mark.parametrize(
+  'name, steps', [('nq', 158_336), ('wq', 205_020), ('trec', 81_180)]
+)
+def test_finetuning_has_the_paper_s_values(name, steps):
+  config = load('finetune_open_qa.py', name)
+  assert name in config.questions and name in config.dev_questions
+  assert (config.num_steps, config.batch_size) == (steps, 1)
+  assert config.optimizer.learning_rate == 1e-5
+  assert (config.retriever_beam, config.reader_beam) == (5000, 5)
+  assert config.reader_length == 320
+
+
+def test_an_unknown_argument_is_refused():
+  with pytest.raises(ValueError, match='squad: choose from nq, wq, trec'):
+    load('finetune_open_qa.py', 'squad')

@@ -1,0 +1,93 @@
+"""The shell scripts: which Python they take, what they pass on."""
+
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[1]
+SCRIPTS = [*sorted((ROOT / 'launch').glob('*.sh')), ROOT / '.ci' / 'run']
+
+
+def command(path, text):
+  path.parent.mkdir(parents=True, exist_ok=True)
+  path.write_text(f'#!/bin/bash\n{text}\n')
+  path.chmod(0o755)
+
+
+def bash(script, path, cwd=ROOT):
+  return subprocess.run(
+    ['/bin/bash', '-c', script],
+    env={**os.environ, 'PATH': str(path)},
+    cwd=cwd,
+    capture_output=True,
+    text=True,
+    timeout=120,
+  )
+
+
+@pytest.mark.parametrize('script', SCRIPTS, ids=lambda path: path.name)
+def test_parses(script):
+  done = subprocess.run(
+    ['/bin/bash', '-n', script], capture_output=True, text=True, timeout=60
+  )
+  assert (done.returncode, done.stderr) == (0, '')
+
+
+def test_takes_the_newest_python_that_runs(tmp_path):
+  real = sys.executable
+  command(tmp_path / 'python3.13', 'echo "not chosen" >&2; exit 127')
+  command(tmp_path / 'python3.12', 'exit 1')  # runs, but has no venv, say
+  command(tmp_path / 'python3.11', f'exec {real} "$@"')
+  command(tmp_path / 'python3', f'exec {real} "$@"')
+  done = bash('. launch/environment.sh; find_python', tmp_path)
+  assert (done.returncode, done.stderr) == (0, '')
+  assert done.stdout == f'{tmp_path}/python3.11\n'
+
+
+def test_without_python_it_says_so(tmp_path):
+  command(tmp_path / 'python3', 'exit 1')
+  script = f'. {ROOT}/launch/environment.sh; make_environment .'
+  done = bash(script, tmp_path, tmp_path)
+  assert done.returncode == 1
+  assert done.stderr.startswith('error: no Python 3.11 or newer')
+  assert not (tmp_path / '.venv').exists()
+
+
+@pytest.fixture
+def project(tmp_path):
+  """A project whose .venv is there already and records its calls."""
+  shutil.copytree(ROOT / 'launch', tmp_path / 'launch')
+  shutil.copytree(ROOT / '.ci', tmp_path / '.ci')
+  (tmp_path / 'setup.py').write_text('')
+  record = 'echo "$(basename "$0") $JAX_PLATFORMS $*" >> calls'
+  command(tmp_path / '.venv/bin/python', f'[ "$1" = -c ] || {record}')
+  command(tmp_path / '.venv/bin/realm', record)
+  return tmp_path
+
+
+def calls(project, script):
+  (project / 'calls').unlink(missing_ok=True)
+  done = bash(f'unset JAX_PLATFORMS; {script}', os.environ['PATH'], project)
+  assert done.returncode == 0, done.stderr
+  return (project / 'calls').read_text().splitlines()
+
+
+def test_quickstart_installs_once(project):
+  run = 'realm cpu quickstart --workdir runs/quickstart'
+  install = 'python  -m pip install --quiet --editable .'
+  assert calls(project, 'bash launch/quickstart.sh')[1:] == [install, run]
+  again = calls(project, 'bash launch/quickstart.sh --seed 3')
+  assert again == [f'{run} --seed 3']
+
+
+def test_tests_leave_the_slow_out_unless_asked(project):
+  lint = ['python cpu -m ruff check .', 'python cpu -m ruff format --check .']
+  first = calls(project, '.ci/run')
+  assert first[1] == 'python  -m pip install --quiet --editable .[test]'
+  assert first[2:] == [*lint, 'python cpu -m pytest -m not slow']
+  again = calls(project, 'bash launch/test.sh -x --slow tests/test_cli.py')
+  assert again == [*lint, 'python cpu -m pytest -m  -x tests/test_cli.py']
