@@ -2,30 +2,29 @@
 
 import re
 
-# Words that end in a period and rarely end a sentence.
-_ABBREVIATIONS = frozenset(
-  # Titles and parts of names.
-  'mr mrs ms mx dr prof rev fr hon sr jr esq st ste sts mt mts ft pt gen col lt '
-  'maj capt cmdr comdr sgt cpl pvt adm brig gov sen rep pres supt messrs mme '
-  'mlle sir '
-  # Firms and places.
-  'inc ltd co corp bros dept univ assn assoc ave blvd rd '
-  # References and what stands before numbers or Latin.
-  'vs v cf ca al no nos vol vols pp p fig figs ed eds trans est approx ext op '
-  'cit viz eg ie etc resp incl ch sec para '
-  # Dates.
-  'jan feb mar apr jun jul aug sep sept oct nov dec'.split()
-)
+# Words that end in a period and rarely end a sentence: titles and parts of
+# names, firms and places, references and what stands before numbers, months.
+_ABBREVIATIONS = """
+  mr mrs ms mx dr prof rev fr hon sr jr esq st ste sts mt mts ft pt gen col lt
+  maj capt cmdr comdr sgt cpl pvt adm brig gov sen rep pres supt messrs mme
+  mlle sir
+  inc ltd co corp bros dept univ assn assoc ave blvd rd
+  vs v cf ca al no nos vol vols pp p fig figs ed eds trans est approx ext op
+  cit viz eg ie etc resp incl ch sec para fl
+  jan feb mar apr jun jul aug sep sept oct nov dec
+"""
+_HOLDING = frozenset(_ABBREVIATIONS.split())
 
 # Capitalised, these begin a sentence even after an abbreviation.
-_STARTERS = frozenset(
-  'The This That These Those There Then Thus Therefore They Their It Its He '
-  'She His Her We Our You Your In On At By For From With Without Within During '
-  'Since Until After Before As An And But Or Nor Yet So If When While Where '
-  'Although Though Because However Moreover Meanwhile Nevertheless Such Some '
-  'Many Most Several Both Each Every Other Another Here What Who Which Why How '
-  'To Under Over Between Among Despite Today Later Also Once Not'.split()
-)
+_BEGINNINGS = """
+  The This That These Those There Then Thus Therefore They Their It Its He She
+  His Her We Our You Your In On At By For From With Without Within During Since
+  Until After Before As An And But Or Nor Yet So If When While Where Although
+  Though Because However Moreover Meanwhile Nevertheless Such Some Many Most
+  Several Both Each Every Other Another Here What Who Which Why How To Under
+  Over Between Among Despite Today Later Also Once Not
+"""
+_STARTERS = frozenset(_BEGINNINGS.split())
 
 _OPENING = '"\'(\\[{\u00ab\u2018\u201c'
 _CLOSING = '"\')\\]}\u00bb\u2019\u201d'
@@ -91,6 +90,6 @@ def _ends_sentence(text: str, start: int, found: re.Match[str]) -> bool:
     text, text.rfind(' ', start, found.start()) + 1, found.start()
   )
   last = before[0] if before else ''
-  if last.lower() in _ABBREVIATIONS or _LETTERS.fullmatch(last):
+  if last.lower() in _HOLDING or _LETTERS.fullmatch(last):
     return False
   return not _LIST_NUMBER.match(text, start, found.start())
