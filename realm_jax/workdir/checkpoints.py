@@ -23,7 +23,10 @@ _RECORDED = ('embedder_digest', 'index_version', 'score')
 
 
 class Checkpoints:
-  """Saves and restores the states of a run. All processes call it alike.
+  """Saves and restores the states of a run; all its processes call it alike.
+
+  For the trainer alone, under its lock: it clears what a dead run left. Others
+  use the functions of this module.
 
   Args:
     path: the workdir (not its `checkpoints`).
@@ -34,6 +37,11 @@ class Checkpoints:
   def __init__(self, path: epath.PathLike, keep: int, keep_best: bool = False):
     self._path = path = epath.Path(path)
     self._directory = path / 'checkpoints'
+    self._primary = jax.process_index() == 0
+    if self._primary and self._directory.exists():
+      for child in self._directory.iterdir():
+        if ocp.utils.is_tmp_checkpoint(child):  # of a run that was killed
+          child.rmtree()
     policies = [ocp.checkpoint_managers.LatestN(keep)]
     if keep_best:
       policies.append(
@@ -50,10 +58,8 @@ class Checkpoints:
         best_fn=_score if keep_best else None,
         # A step leaves in one move: nobody lists one that is half deleted.
         todelete_subdir=_DELETED,
-        cleanup_tmp_directories=True,
       ),
     )
-    self._primary = jax.process_index() == 0
     self._deletion: threading.Thread | None = None
     self._unrecorded: list[dict[str, Any]] = []
     if self._primary:

@@ -5,6 +5,7 @@ exist on local paths only (a bucket has none).
 """
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
@@ -30,7 +31,7 @@ def write_text(path: epath.PathLike, text: str) -> None:
   if not is_local(path):
     path.write_text(text)  # an object appears whole or not at all
     return
-  temporary = path.parent / f'.{path.name}.{os.getpid()}.tmp'
+  temporary = path.parent / f'.{path.name}.tmp'  # one writer: one name
   try:
     with open(temporary, 'w', encoding='utf-8') as file:
       file.write(text)
@@ -79,8 +80,15 @@ class LineLog:
     """Appends one line; other processes see it when this returns."""
     line = json.dumps(value, allow_nan=False) + '\n'
     if is_local(self.path):
-      with open(self.path, 'a', encoding='utf-8') as file:
-        file.write(line)
+      data = line.encode()
+      with open(self.path, 'ab', buffering=0) as file:
+        size = file.seek(0, os.SEEK_END)
+        try:
+          if file.write(data) != len(data):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), self.path)
+        except OSError:
+          file.truncate(size)  # half a line would spoil the next one
+          raise
     else:  # objects cannot grow
       old = self.path.read_text() if self.path.exists() else ''
       self.path.write_text(old + line)

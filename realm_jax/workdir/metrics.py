@@ -53,10 +53,8 @@ class SwapLog:
 
   Args:
     path: the workdir.
-    resumed_step: as in MetricsWriter: swaps at later steps are dropped. A
-      swap is logged with the number of steps done before it, so that one at
-      the resumed step itself belongs to the saved past only if the
-      checkpoint has it; it is kept and the last line of a step counts.
+    resumed_step: as in MetricsWriter. A swap at the resumed step itself stays:
+      the loop swaps before it saves, so that the checkpoint has it.
   """
 
   def __init__(self, path: epath.PathLike, resumed_step: int | None = None):

@@ -49,6 +49,8 @@ class Workdir:
         trainer is running; both values are named.
     """
     path = epath.Path(path)
+    if path.exists() and not path.is_dir():
+      raise ValueError(f'{path}: is a file, expected a directory')
     path.mkdir(parents=True, exist_ok=True)
     # A second trainer must not change the config of the first.
     with files.lock(path, 'trainer'):

@@ -1,0 +1,74 @@
+import json
+
+import pytest
+
+from realm_jax import config as config_lib
+from realm_jax.workdir import run
+
+CONFIG = config_lib.Config(corpus='/c', num_steps=10)
+
+
+def test_create_then_open_gives_the_same(tmp_path):
+  made = run.Workdir.create(tmp_path / 'a' / 'w', 'ict', CONFIG)
+  opened = run.Workdir.open(made.path)
+  assert (opened.stage, opened.config) == ('ict', CONFIG)
+  values = json.loads((made.path / 'config.json').read_text())
+  assert values['format_version'] == 1
+  # The reader in config.py reads the same file.
+  assert config_lib.read(str(made.path / 'config.json')) == CONFIG
+
+
+def test_resume_takes_new_values_of_what_may_change(tmp_path):
+  run.Workdir.create(tmp_path, 'ict', CONFIG)
+  longer = config_lib.replace(
+    CONFIG, num_steps=20, log_every=1, refresh={'every': 7}
+  )
+  run.Workdir.create(tmp_path, 'ict', longer)
+  assert run.Workdir.open(tmp_path).config == longer
+
+
+@pytest.mark.parametrize(
+  'changes, message',
+  [
+    ({'corpus': '/d'}, r"config\.corpus is '/d', but .* '/c'"),
+    ({'seed': 3}, r'config\.seed is 3, but .* 0'),
+    ({'batch_size': 8}, r'config\.batch_size is 8, but .* 32'),
+    ({'model': {'num_layers': 2}}, r'model\.num_layers is 2, but .* 12'),
+  ],
+)
+def test_resume_refuses_another_model_or_corpus(tmp_path, changes, message):
+  run.Workdir.create(tmp_path, 'ict', CONFIG)
+  with pytest.raises(ValueError, match=message):
+    run.Workdir.create(tmp_path, 'ict', config_lib.replace(CONFIG, **changes))
+  assert run.Workdir.open(tmp_path).config == CONFIG
+
+
+def test_another_stage_is_refused(tmp_path):
+  run.Workdir.create(tmp_path, 'ict', CONFIG)
+  with pytest.raises(ValueError, match='the stage ict, not pretrain'):
+    run.Workdir.create(tmp_path, 'pretrain', CONFIG)
+
+
+def test_a_second_trainer_changes_nothing(tmp_path):
+  first = run.Workdir.create(tmp_path, 'ict', CONFIG)
+  changed = config_lib.replace(CONFIG, num_steps=20)
+  with first.lock('trainer'):
+    with pytest.raises(ValueError, match='another trainer is running'):
+      run.Workdir.create(tmp_path, 'ict', changed)
+    with pytest.raises(ValueError, match='another trainer'):
+      first.lock('trainer').__enter__()
+  assert run.Workdir.open(tmp_path).config == CONFIG
+
+
+def test_what_is_no_workdir_is_refused(tmp_path):
+  with pytest.raises(ValueError, match='not a workdir'):
+    run.Workdir.open(tmp_path)
+  (tmp_path / 'config.json').write_text('{"format_version": 99}')
+  with pytest.raises(ValueError, match='format_version 99, this program'):
+    run.Workdir.open(tmp_path)
+  (tmp_path / 'config.json').write_text('{"format_version": 1}')
+  with pytest.raises(ValueError, match='stage None'):
+    run.Workdir.open(tmp_path)
+  (tmp_path / 'file').write_text('')
+  with pytest.raises(ValueError, match='is a file'):
+    run.Workdir.create(tmp_path / 'file', 'ict', CONFIG)

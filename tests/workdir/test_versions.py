@@ -1,0 +1,104 @@
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+
+from realm_jax.workdir import rows, versions
+
+FIELDS = {
+  'checkpoint_step': 7,
+  'embedder_digest': 'ee',
+  'corpus_fingerprint': 'cc',
+  'tokenizer_digest': 'tt',
+  'kind': 'exact',
+  'recall': {'k': 8, 'value': 1.0},
+  'build_seconds': 1.5,
+}
+
+
+def write(index, n=10):
+  version = versions.next_version(index)
+  writer = rows.VersionWriter(
+    index, version, rows=n, dim=4, dtype='float32', chunk_rows=4
+  )
+  writer.write(0, np.full((n, 4), version, np.float32))
+  writer.finish()
+  return writer.commit(**FIELDS)
+
+
+def test_manifest_says_what_was_written(tmp_path):
+  made = write(tmp_path)
+  read = versions.read_manifest(tmp_path, 1)
+  assert read == made
+  assert (read.rows, read.dim, read.dtype, read.kind) == (
+    10,
+    4,
+    'float32',
+    'exact',
+  )
+  assert len(read.checksums['rows']) == 3
+  values = json.loads((tmp_path / '000001' / 'manifest.json').read_text())
+  assert values['format_version'] == 1
+  assert {f.name for f in dataclasses.fields(read)} < set(values)
+
+
+def test_numbers_count_up_over_dead_writers(tmp_path):
+  assert versions.next_version(tmp_path / 'none') == 1
+  assert versions.list_versions(tmp_path / 'none') == []
+  write(tmp_path)
+  rows.VersionWriter(tmp_path, 2, rows=3, dim=4, dtype='float32')
+  assert versions.next_version(tmp_path) == 3
+  assert versions.list_versions(tmp_path) == [1]
+  with pytest.raises(FileNotFoundError, match='no such index version'):
+    versions.read_manifest(tmp_path, 2)
+  with pytest.raises(FileNotFoundError, match='000002'):
+    rows.read_rows(tmp_path, 2, 0, 1)
+  assert versions.remove_uncommitted(tmp_path) == [2]
+  assert not versions.directory(tmp_path, 2).exists()
+  assert versions.list_versions(tmp_path) == [1]
+
+
+def test_a_wrong_index_is_refused_with_both_values(tmp_path):
+  manifest = write(tmp_path)
+  right = {'corpus_fingerprint': 'cc', 'tokenizer_digest': 'tt'}
+  versions.check(manifest, **right)
+  versions.check(manifest, **right, embedder_digest='ee')
+  for name in ('corpus_fingerprint', 'tokenizer_digest', 'embedder_digest'):
+    with pytest.raises(ValueError, match=rf'{name} is \w\w, expected other'):
+      versions.check(manifest, **{**right, name: 'other'})
+
+
+def test_a_damaged_or_foreign_manifest_is_found(tmp_path):
+  write(tmp_path)
+  write(tmp_path)
+  path = tmp_path / '000002' / 'manifest.json'
+  text = path.read_text()
+  cases = {
+    text[:40]: 'not a JSON file',
+    text.replace('"checkpoint_step": 7', '"checkpoint_step": 8'): 'is damaged',
+    text.replace('"format_version": 1', '"format_version": 2'): (
+      'format_version 2, this program reads 1'
+    ),
+    (tmp_path / '000001' / 'manifest.json').read_text(): (
+      'is the manifest of version 1'
+    ),
+    '[]': 'expected a JSON object',
+  }
+  for damaged, message in cases.items():
+    path.write_text(damaged)
+    with pytest.raises(ValueError, match=rf'000002/manifest.json: .*{message}'):
+      versions.read_manifest(tmp_path, 2)
+
+
+def test_prune_keeps_the_newest_and_those_in_use(tmp_path):
+  for _ in range(5):
+    write(tmp_path)
+  assert versions.prune(tmp_path, keep=2, in_use={1, 5}) == [2, 3]
+  assert versions.list_versions(tmp_path) == [1, 4, 5]
+  assert sorted(p.name for p in tmp_path.iterdir()) == [
+    '000001',
+    '000004',
+    '000005',
+  ]
+  assert versions.prune(tmp_path, keep=9, in_use=frozenset()) == []
