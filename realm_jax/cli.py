@@ -17,6 +17,7 @@ import realm_jax
 from realm_jax import config as config_lib
 from realm_jax.flags import (
   Parser,
+  checkpoint,
   flag,
   need,
   need_config,
@@ -180,7 +181,7 @@ def _stage(verb: Parser) -> _Run:
 
 
 def _refresh(verb: Parser) -> _Run:
-  need_workdir(verb)
+  need_workdir(verb, dest='path')
   mode = verb.add_mutually_exclusive_group()
   help = 'index the newest checkpoint and exit (this is the default)'
   follow = {'dest': 'follow', 'default': False}
@@ -241,11 +242,7 @@ def _evaluate(verb: Parser) -> _Run:
   need_workdir(verb)
   need(verb, '--questions FILE', 'questions with answers')
   need(verb, '--output DIR', 'for metrics.json and predictions.jsonl')
-  flag(verb, '--step N', 'of the checkpoint (default: newest)', type=int)
-  help = 'default: the newest that is not newer than the checkpoint'
-  flag(verb, '--index_version N', help, type=int)
-  help = 'accept an index that an earlier checkpoint made'
-  flag(verb, '--allow_stale_index', help, action='store_true')
+  checkpoint(verb)
 
   def run(**flags: Any) -> int:
     from realm_jax.evaluate import evaluate
@@ -259,6 +256,7 @@ def _search(verb: Parser) -> _Run:
   need_workdir(verb)
   need(verb, '--query TEXT', 'what to look for')
   flag(verb, '--k K', 'how many passages', type=int, default=5)
+  checkpoint(verb)
 
   def run(**flags: Any) -> int:
     from realm_jax.evaluate import ask
@@ -271,6 +269,7 @@ def _search(verb: Parser) -> _Run:
 def _ask(verb: Parser) -> _Run:
   need_workdir(verb)
   verb.add_argument('question', metavar='QUESTION')
+  checkpoint(verb)
 
   def run(**flags: Any) -> int:
     from realm_jax.evaluate import ask

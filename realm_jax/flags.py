@@ -65,8 +65,17 @@ def need(parser: Any, form: str, help: str, **options: Any) -> None:
   flag(parser, form, help, required=True, **options)
 
 
-def need_workdir(verb: Parser) -> None:
-  need(verb, '--workdir DIR', 'directory of the run')
+def need_workdir(verb: Parser, dest: str = 'workdir') -> None:
+  need(verb, '--workdir DIR', 'directory of the run', dest=dest)
+
+
+def checkpoint(verb: Parser) -> None:
+  """The flags that choose a checkpoint of the workdir, and its index."""
+  flag(verb, '--step N', 'of the checkpoint (default: newest)', type=int)
+  help = 'default: the newest that is not newer than the checkpoint'
+  flag(verb, '--index_version N', help, type=int)
+  help = 'accept an index that an earlier checkpoint made'
+  flag(verb, '--allow_stale_index', help, action='store_true')
 
 
 def need_inputs(verb: Parser) -> None:

@@ -1,6 +1,7 @@
 """The command line: parsing, exit status, what is called with what."""
 
 import errno
+import importlib
 import inspect
 import json
 import os
@@ -48,7 +49,7 @@ def calls(monkeypatch):
     return made
 
   for package in ('corpus', 'evaluate', 'index', 'jobs', 'train'):
-    __import__(f'realm_jax.{package}')
+    importlib.import_module(f'realm_jax.{package}')
   return replace
 
 
@@ -231,6 +232,8 @@ def test_a_stage_returns_the_status_of_its_run(calls, experiment, stage):
   assert (name, config.seed, workdir) == (stage, 3, 'w')
 
 
+NEWEST = {'step': None, 'index_version': None, 'allow_stale_index': False}
+
 # module, function, command line, arguments of the call
 CALLS = [
   (
@@ -258,19 +261,19 @@ CALLS = [
     'index.refresh',
     'refresh',
     'refresh --workdir w',
-    {'workdir': 'w', 'follow': False},
+    {'path': 'w', 'follow': False},
   ),
   (
     'index.refresh',
     'refresh',
     'refresh --workdir w --once',
-    {'workdir': 'w', 'follow': False},
+    {'path': 'w', 'follow': False},
   ),
   (
     'index.refresh',
     'refresh',
     'refresh --workdir w --follow',
-    {'workdir': 'w', 'follow': True},
+    {'path': 'w', 'follow': True},
   ),
   (
     'jobs.index',
@@ -282,22 +285,19 @@ CALLS = [
     'evaluate.evaluate',
     'evaluate',
     'evaluate --workdir w --questions q --output o --step 7',
-    {
-      **{'workdir': 'w', 'questions': 'q', 'output': 'o', 'step': 7},
-      **{'index_version': None, 'allow_stale_index': False},
-    },
+    {'workdir': 'w', 'questions': 'q', 'output': 'o', **NEWEST, 'step': 7},
   ),
   (
     'evaluate.ask',
     'search',
-    'search --workdir w --query q --k 3',
-    {'workdir': 'w', 'query': 'q', 'k': 3},
+    'search --workdir w --query q --k 3 --index_version 2',
+    {'workdir': 'w', 'query': 'q', 'k': 3, **NEWEST, 'index_version': 2},
   ),
   (
     'evaluate.ask',
     'ask',
-    'ask --workdir w who?',
-    {'workdir': 'w', 'question': 'who?'},
+    'ask --workdir w --allow_stale_index who?',
+    {'workdir': 'w', 'question': 'who?', **NEWEST, 'allow_stale_index': True},
   ),
   (
     'jobs.embed',
@@ -331,7 +331,7 @@ def test_a_verb_makes_one_call(
 
 @pytest.mark.parametrize('module, function, line, arguments', CALLS)
 def test_what_is_called_takes_the_arguments(module, function, line, arguments):
-  target = __import__(f'realm_jax.{module}', fromlist=[function])
+  target = importlib.import_module(f'realm_jax.{module}')
   inspect.signature(getattr(target, function)).bind(**arguments)
 
 
