@@ -90,7 +90,6 @@ class MaskedSentenceSource:
 
   def __getitem__(self, step: int) -> dict[str, np.ndarray]:
     config, tokenizer = self._config, self._corpus.tokenizer
-    length = config.query_length
     row_B = self._rows[self._order.visit(step)[1]]
     random_BR = self._order.random(step, self._draws)
     sentence_B, span_start_B, span_end_B = self._sampler.pick(row_B, random_BR)
