@@ -111,7 +111,7 @@ class VersionWriter:
       raise ValueError(
         f'{self._path}: rows of {rows_nE.dtype}, expected {self._dtype}'
       )
-    finite = np.isfinite(rows_nE.astype(np.float32)).all(axis=1)
+    finite = np.isfinite(rows_nE.astype(np.float32, copy=False)).all(axis=1)
     if not finite.all():
       raise ValueError(
         f'{self._path}: row {start + int(np.argmin(finite))} is not finite'
