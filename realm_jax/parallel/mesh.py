@@ -130,7 +130,7 @@ def put_rows(
     return part
 
   return jax.make_array_from_callback(
-    (total, *shape), NamedSharding(mesh, ROWS), shard
+    (total, *shape), rows_sharding(mesh), shard
   )
 
 
@@ -169,5 +169,6 @@ def tree_shardings(tree: Any, mesh: jax.sharding.Mesh) -> Any:
   )
 
 
-def replicated(mesh: jax.sharding.Mesh) -> NamedSharding:
-  return NamedSharding(mesh, P())
+def rows_sharding(mesh: jax.sharding.Mesh) -> NamedSharding:
+  """Rows of the index and of the token table: split over all devices."""
+  return NamedSharding(mesh, ROWS)

@@ -14,6 +14,7 @@ from realm_jax.model import parts
 from realm_jax.parallel import mesh as mesh_lib
 from realm_jax.train.optimizer import make_optimizer
 from realm_jax.train.pretrain import TRAINED, pretrain_step
+from realm_jax.train.program import jit_step
 from realm_jax.train.state import TrainState
 
 
@@ -55,25 +56,11 @@ def compile_pretrain(
     mesh_lib.tree_shardings(abstract, mesh),
   )
   step = functools.partial(pretrain_step, config=config, cls_id=101, sep_id=102)
+  index = _index(config, num_rows, block_length, mesh)
   with jax.set_mesh(mesh):
-    return (
-      jax.jit(
-        step,
-        donate_argnums=(0, 2),
-        out_shardings=(
-          jax.tree.map(lambda leaf: leaf.sharding, state),
-          None,
-          None,
-        ),
-      )
-      .lower(
-        state,
-        _batch(config, mesh),
-        _index(config, num_rows, block_length, mesh),
-        jax.eval_shape(lambda: jax.random.key(0)),
-      )
-      .compile()
-    )
+    jitted = jit_step(step, mesh, state, index)
+    key = jax.eval_shape(lambda: jax.random.key(0, impl='rbg'))
+    return jitted.lower(state, _batch(config, mesh), index, key).compile()
 
 
 def _batch(config: Config, mesh: jax.sharding.Mesh) -> dict[str, Any]:
@@ -100,7 +87,7 @@ def _index(
 
   def array(shape: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(
-      (total, *shape), dtype, sharding=NamedSharding(mesh, mesh_lib.ROWS)
+      (total, *shape), dtype, sharding=mesh_lib.rows_sharding(mesh)
     )
 
   return Index(

@@ -122,7 +122,7 @@ def finetune_step(
   metrics = {
     'loss': loss,
     **metrics,
-    'gradient_norm': optax.global_norm(grads),
+    'gradient_norm': optax.tree.norm(grads),
   }
   return state.update(grads, make_optimizer(config)), index, metrics
 
@@ -185,9 +185,10 @@ def _gold_spans(
   )
   end_BRS = jnp.take_along_axis(batch['gold_end_BCS'], place_BR[:, :, None], 1)
   known_BRS = (start_BRS >= 0) & gold_BR[:, :, None]
-  at_BRSJ = (start_BRS + body_start_BR[:, :, None])[..., None] == jnp.arange(
-    length
+  start_BRS1 = (start_BRS + body_start_BR[:, :, None])[..., None]
+  at_BRSJ = (start_BRS1 == jnp.arange(length)[None, None, None]) & (
+    known_BRS[..., None]
   )
-  wide_BRSW = (end_BRS - start_BRS)[..., None] == jnp.arange(width)
-  at_BRSJ = at_BRSJ & known_BRS[..., None]
+  width_BRS1 = (end_BRS - start_BRS)[..., None]
+  wide_BRSW = width_BRS1 == jnp.arange(width)[None, None, None]
   return (at_BRSJ[..., :, None] & wide_BRSW[..., None, :]).any(2)

@@ -48,6 +48,6 @@ def mlm_step(
   metrics = {
     'loss': loss,
     'masked_accuracy': accuracy,
-    'gradient_norm': optax.global_norm(grads),
+    'gradient_norm': optax.tree.norm(grads),
   }
   return state.update(grads, make_optimizer(config)), metrics

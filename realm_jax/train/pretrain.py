@@ -50,7 +50,7 @@ def pretrain_step(
   metrics = {
     'loss': loss,
     **metrics,
-    'gradient_norm': optax.global_norm(grads),
+    'gradient_norm': optax.tree.norm(grads),
   }
   return state.update(grads, make_optimizer(config)), index, metrics
 

@@ -22,6 +22,7 @@ from realm_jax.train.index_feed import IndexFeed
 from realm_jax.train.initialize import initial_params, split_init
 from realm_jax.train.loop import Run, Step, record, train_loop
 from realm_jax.train.optimizer import make_optimizer
+from realm_jax.train.program import jit_step
 from realm_jax.train.state import TrainState
 from realm_jax.workdir import checkpoints as checkpoints_lib
 from realm_jax.workdir import files
@@ -108,7 +109,9 @@ def train(stage: str, config: Config, path: str) -> int:
           workdir=workdir,
           config=config,
           mesh=mesh,
-          step=_step(stage, config, corpus),
+          step=jit_step(
+            _step(stage, config, corpus), mesh, state, feed and feed.index
+          ),
           batches=prefetch.prefetch(source, step, _PREFETCH),
           state=state,
           feed=feed,
@@ -315,7 +318,7 @@ def _state(
 
 
 def _step(stage: str, config: Config, corpus: Corpus) -> Step:
-  """The stage's jitted step, with one signature for the loop."""
+  """The stage's step, with one signature for the loop."""
   tokenizer = corpus.tokenizer
   if stage == 'pretrain':
     with_index = functools.partial(
@@ -339,4 +342,4 @@ def _step(stage: str, config: Config, corpus: Corpus) -> Step:
       state, metrics = plain(state, batch, key)
       return state, index, metrics
 
-  return jax.jit(with_index, donate_argnums=(0, 2))
+  return with_index
