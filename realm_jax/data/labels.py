@@ -17,8 +17,9 @@ NO_ROW = 2**31 - 1  # sorts behind every row
 
 _CHUNK = 4096  # blocks read at a time
 
-# Question, place of the block in its chunk, characters of its text.
-_Match = tuple[int, int, list[tuple[int, int]]]
+# Question, place of the block in its chunk, characters of its text (None: of
+# a regular expression, still to be found).
+_Match = tuple[int, int, list[tuple[int, int]] | None]
 
 
 class AnswerLabels:
@@ -145,8 +146,12 @@ class _Builder:
     wanted: dict[int, list[tuple[int, list[tuple[int, int]]]]] = {}
     for question, place, characters in self._matches(texts):
       self._gold[question] += 1
-      if self._gold[question] <= self._max_rows:
-        wanted.setdefault(place, []).append((question, characters))
+      if self._gold[question] > self._max_rows:
+        continue
+      if characters is None:
+        answers = self._questions[question].answers
+        characters = find_answers(texts[place], answers, 'regex')
+      wanted.setdefault(place, []).append((question, characters))
     places = sorted(wanted)
     encodings = tokenizer.encode_batch([texts[place] for place in places])
     for place, (_, offsets) in zip(places, encodings, strict=True):
@@ -158,7 +163,8 @@ class _Builder:
 
   def _matches(self, texts: list[str]) -> Iterator[_Match]:
     """Each question and block with an answer of it, blocks ascending."""
-    for place, text in enumerate(texts):
+    # Splitting into words costs more than finding: not for regexes alone.
+    for place, text in enumerate(texts if self._plain_askers else ()):
       found: dict[int, set[tuple[int, int]]] = {}
       for answer, start, end in self._plain.find(text):
         for question in self._plain_askers[answer]:
@@ -170,10 +176,7 @@ class _Builder:
       for question in self._pattern_askers[pattern]:
         by_regex.add((place, question))
     for place, question in sorted(by_regex):
-      answers = self._questions[question].answers
-      characters = find_answers(texts[place], answers, 'regex')
-      if characters:  # an empty match is no answer
-        yield question, place, characters
+      yield question, place, None
 
   def _wordpieces(
     self,
