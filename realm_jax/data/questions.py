@@ -1,11 +1,11 @@
 """Questions with their answers, from JSON lines or TensorFlow Datasets."""
 
 import dataclasses
-import re
 from collections.abc import Iterator
 from typing import Any
 
 from realm_jax.corpus import sources
+from realm_jax.text.answers import compile_regex
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,11 +76,9 @@ def _question(where: str, number: str, record: dict[str, Any]) -> Question:
   if regex:
     for answer in answers:
       try:
-        re.compile(answer)
-      except re.error as error:
-        raise ValueError(
-          f'{where}: answer_regex: {answer!r} does not compile: {error}'
-        ) from error
+        compile_regex(answer)
+      except ValueError as error:
+        raise ValueError(f'{where}: answer_regex: {error}') from error
   identifier = record.get('id')
   return Question(
     number if identifier is None else str(identifier),

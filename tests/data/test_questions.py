@@ -40,7 +40,7 @@ def test_both_forms_and_compression(tmp_path):
     ({'question': 'q?', 'answers': 'a'}, 'answers'),
     ({'question': 'q?', 'answers': ['a', None]}, 'answers'),
     ({'question': 'q?', 'answer_regex': ''}, 'answer_regex'),
-    ({'question': 'q?', 'answer_regex': '(a'}, 'does not compile'),
+    ({'question': 'q?', 'answer_regex': '(a'}, 'not a regular expression'),
   ],
 )
 def test_errors_name_file_and_line(tmp_path, record, message):
