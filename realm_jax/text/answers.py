@@ -9,6 +9,7 @@ The four ways to match an answer are named and never mixed:
   regex       a regular expression, upper and lower case alike (CuratedTREC)
 """
 
+import bisect
 import re
 import string
 from collections.abc import Iterator, Sequence
@@ -104,6 +105,7 @@ class AnswerIndex:
       words = normalize(answer).split()
       if words:
         self._by_word.setdefault(words[0], []).append((words[1:], place))
+    self._longest = max(map(len, self._by_word), default=0)
 
   def find(self, text: str) -> Iterator[tuple[int, int, int]]:
     """Yields (place of the answer, start, end) of every occurrence."""
@@ -116,7 +118,9 @@ class AnswerIndex:
         continue
       _, begins, ends = word.inner
       for begin in begins:
-        for end in ends:
+        for end in ends[bisect.bisect(ends, begin) :]:
+          if end - begin > self._longest:
+            break
           if word.normal[begin:end] in by_word:
             yield from self._follow(words, i, begin, end)
 

@@ -21,12 +21,12 @@ Encoding = tuple[list[int], list[tuple[int, int]]]
 # What BERT takes for white space. Other control characters are not space: it
 # deletes them, so that what stands on both sides of one is one word.
 _SPACE = r' \t\n\r\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000'
-# Space, and the next unit that is normalised by itself: anything between two
-# spaces that is not all printable ASCII (first, so that it is taken whole), or
-# an ASCII word, or an ASCII punctuation mark.
+# Space, and the next unit that is normalised by itself: all between two spaces
+# if it is not printable ASCII throughout (looked for only after a space, else
+# long chunks take quadratic time), or an ASCII word or punctuation mark.
 _UNIT = re.compile(
   rf'([{_SPACE}]*)'
-  rf'([!-~]*+[^!-~{_SPACE}][^{_SPACE}]*|[A-Za-z0-9]+|[!-~])'
+  rf'((?<![^{_SPACE}])[!-~]*+[^!-~{_SPACE}][^{_SPACE}]*|[A-Za-z0-9]+|[!-~])'
 )
 # Words remembered before starting again: some 150 MB.
 _CACHE_LIMIT = 300_000
@@ -133,10 +133,7 @@ class WordPiece:
     return _join_words(words)
 
   def _encode(self, text: str) -> tuple[list[int], np.ndarray, np.ndarray]:
-    if text.isascii():
-      # One entry for both cases; other alphabets may change in length.
-      text = text.lower()
-    found = _UNIT.findall(text)
+    found = _split_units(text)
     if not found:
       return [], np.zeros(0, np.int64), np.zeros(0, np.int64)
     spaces, units = zip(*found, strict=True)
@@ -261,13 +258,20 @@ def _join_words(words: list[str]) -> str:
   return text
 
 
+def _split_units(text: str) -> list[tuple[str, str]]:
+  """The units of a text, each with the space before it; see `_UNIT`."""
+  if text.isascii():
+    # One unit for both cases; in other alphabets this may change the length.
+    text = text.lower()
+  # Space that no unit follows would be tried again from each character.
+  return _UNIT.findall(text.rstrip())
+
+
 def _count_words(texts: Iterable[str]) -> dict[str, int]:
   """Normalised words and how often they occur, in alphabetical order."""
   units: collections.Counter[str] = collections.Counter()
   for text in texts:
-    if text.isascii():
-      text = text.lower()
-    units.update(unit for _, unit in _UNIT.findall(text))
+    units.update(unit for _, unit in _split_units(text))
   normalizer = _normalizer()
   splitter = tokenizers.pre_tokenizers.BertPreTokenizer()
   words: collections.Counter[str] = collections.Counter()
