@@ -114,6 +114,13 @@ def _print_json(value: Any) -> int:
   return 0
 
 
+def _print_manifest(manifest: dict[str, Any]) -> int:
+  """Prints what a corpus is now; its history stays in the file."""
+  return _print_json(
+    {key: value for key, value in manifest.items() if key != 'generations'}
+  )
+
+
 # One function a verb: declares its flags, named as the arguments of the call
 # that they go to, and returns what makes the call. Imports wait for the call:
 # JAX takes seconds to import.
@@ -150,7 +157,7 @@ def _prepare(verb: Parser) -> _Run:
   def run(**flags: Any) -> int:
     from realm_jax.corpus import prepare
 
-    return _print_json(prepare.prepare(**flags))
+    return _print_manifest(prepare.prepare(**flags))
 
   return run
 
@@ -227,12 +234,12 @@ def _corpus(verb: Parser) -> None:
   def run_add(**flags: Any) -> int:
     from realm_jax.corpus import change
 
-    return _print_json(change.add(**flags))
+    return _print_manifest(change.add(**flags))
 
   def run_remove(**flags: Any) -> int:
     from realm_jax.corpus import change
 
-    return _print_json(change.remove(**flags))
+    return _print_manifest(change.remove(**flags))
 
   add.set_defaults(run=run_add)
   remove.set_defaults(run=run_remove)

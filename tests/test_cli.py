@@ -319,6 +319,8 @@ def test_a_verb_makes_one_call(
   calls, module, function, line, arguments, capsys
 ):
   result = 0 if function == 'refresh' else {'é': [1]}
+  if module.startswith('corpus.'):
+    result['generations'] = ['not printed']
   made = calls(f'realm_jax.{module}', function, result)
   assert cli.main(line.split()) == 0
   assert made == [((), arguments)]
@@ -326,7 +328,7 @@ def test_a_verb_makes_one_call(
   if function in ('refresh', 'embed', 'quickstart'):
     assert printed == ''
   else:
-    assert json.loads(printed) == result
+    assert json.loads(printed) == {'é': [1]}
 
 
 @pytest.mark.parametrize('module, function, line, arguments', CALLS)
