@@ -118,7 +118,8 @@ class AnswerIndex:
         continue
       _, begins, ends = word.inner
       for begin in begins:
-        for end in ends[bisect.bisect(ends, begin) :]:
+        for j in range(bisect.bisect(ends, begin), len(ends)):
+          end = ends[j]
           if end - begin > self._longest:
             break
           if word.normal[begin:end] in by_word:

@@ -107,32 +107,20 @@ class WordPiece:
     Returns:
       ids, and for each the characters [start, end) of `text` it stands for.
     """
-    ids, start_P, end_P = self._encode(text)
+    ids, start_P, end_P = self.encode_arrays(text)
     return ids, list(zip(start_P.tolist(), end_P.tolist(), strict=True))
 
-  def encode_batch(self, texts: Sequence[str]) -> list[Encoding]:
-    """`encode` of each text."""
-    return [self.encode(text) for text in texts]
+  def encode_arrays(
+    self, text: str
+  ) -> tuple[list[int], np.ndarray, np.ndarray]:
+    """`encode`, with the offsets as arrays.
 
-  def decode(self, ids: Iterable[int]) -> str:
-    """Text of ids: words joined, [PAD], [CLS], [SEP] and [MASK] left out.
+    Args:
+      text: any text.
 
-    The case is lost, and where the space was is a guess: none before closing
-    punctuation, none inside numbers and hyphenated words.
+    Returns:
+      ids, and int64 [pieces] the starts and ends of their characters.
     """
-    silent = {self.pad_id, self.cls_id, self.sep_id, self.mask_id}
-    words: list[str] = []
-    for number in ids:
-      if number in silent:
-        continue
-      piece = self.vocab[number]
-      if self.continues[number] and words:
-        words[-1] += piece[2:]
-      else:
-        words.append(piece)
-    return _join_words(words)
-
-  def _encode(self, text: str) -> tuple[list[int], np.ndarray, np.ndarray]:
     found = _split_units(text)
     if not found:
       return [], np.zeros(0, np.int64), np.zeros(0, np.int64)
@@ -158,6 +146,28 @@ class WordPiece:
     start_P = first_P + np.fromiter(flat(starts_U), np.int64, len(first_P))
     end_P = first_P + np.fromiter(flat(ends_U), np.int64, len(first_P))
     return list(flat(ids_U)), start_P, end_P
+
+  def encode_batch(self, texts: Sequence[str]) -> list[Encoding]:
+    """`encode` of each text."""
+    return [self.encode(text) for text in texts]
+
+  def decode(self, ids: Iterable[int]) -> str:
+    """Text of ids: words joined, [PAD], [CLS], [SEP] and [MASK] left out.
+
+    The case is lost, and where the space was is a guess: none before closing
+    punctuation, none inside numbers and hyphenated words.
+    """
+    silent = {self.pad_id, self.cls_id, self.sep_id, self.mask_id}
+    words: list[str] = []
+    for number in ids:
+      if number in silent:
+        continue
+      piece = self.vocab[number]
+      if self.continues[number] and words:
+        words[-1] += piece[2:]
+      else:
+        words.append(piece)
+    return _join_words(words)
 
 
 def train_vocab(texts: Iterable[str], size: int) -> list[str]:
