@@ -28,8 +28,8 @@ _UNIT = re.compile(
   rf'([{_SPACE}]*)'
   rf'((?<![^{_SPACE}])[!-~]*+[^!-~{_SPACE}][^{_SPACE}]*|[A-Za-z0-9]+|[!-~])'
 )
-# Words remembered before starting again: some 150 MB.
-_CACHE_LIMIT = 300_000
+# Units remembered before starting again: some 60 MB.
+_CACHE_LIMIT = 100_000
 
 
 class WordPiece:
