@@ -39,6 +39,16 @@ def linear(
   )
 
 
+def dense(layer: nnx.Linear, x: jax.Array) -> jax.Array:
+  """Applies a dense layer to the last axis, as one matrix product.
+
+  Of three axes the CPU backend makes a slow gradient of the kernel: 5.6 ms
+  instead of 1.0 for [128, 64, 64] times [64, 128] on two cores.
+  """
+  y = layer(x.reshape(-1, x.shape[-1]))
+  return y.reshape(*x.shape[:-1], y.shape[-1])
+
+
 def layer_norm(size: int, eps: float, rngs: nnx.Rngs) -> nnx.LayerNorm:
   """A float32 layer norm whose variance is exact at tiny `eps`."""
   # The fast variance, E[x^2] - E[x]^2, loses parity at eps 1e-12.
@@ -79,15 +89,16 @@ class Layer(nnx.Module):
     # Every position, padding too, sees the real ones: no row is ever empty
     # of weights, and what padding computes reaches nothing.
     y_BLHA = jax.nn.dot_product_attention(
-      self.query(x_BLD).reshape(heads),
-      self.key(x_BLD).reshape(heads),
-      self.value(x_BLD).reshape(heads),
+      dense(self.query, x_BLD).reshape(heads),
+      dense(self.key, x_BLD).reshape(heads),
+      dense(self.value, x_BLD).reshape(heads),
       mask=real_BL[:, None, None, :],
     )
-    y_BLD = self.output(y_BLHA.reshape(x_BLD.shape))
+    y_BLD = dense(self.output, y_BLHA.reshape(x_BLD.shape))
     x_BLD = self._add(self.attention_norm, x_BLD, y_BLD, keys[0])
-    y_BLF = activate(config, self.mlp_in(x_BLD))
-    return self._add(self.mlp_norm, x_BLD, self.mlp_out(y_BLF), keys[1])
+    y_BLF = activate(config, dense(self.mlp_in, x_BLD))
+    y_BLD = dense(self.mlp_out, y_BLF)
+    return self._add(self.mlp_norm, x_BLD, y_BLD, keys[1])
 
   def _add(
     self,
@@ -158,10 +169,15 @@ class Bert(nnx.Module):
     embed_key, layers_key = (
       (None, None) if key is None else jax.random.split(key)
     )
+    # A look-up's gradient is a scatter, slow on every device: only the words
+    # need one. Positions are a slice, the two segments a choice.
+    first_D, second_D = self.segment.embedding[...]
     x_BLD = (
       self.word(token_BL)
-      + self.position(jnp.arange(length))[None]
-      + self.segment(segment_BL)
+      + self.position.embedding[:length][None]
+      + jnp.where(
+        segment_BL[:, :, None] == 0, first_D[None, None], second_D[None, None]
+      )
     )
     x_BLD = dropout(self.norm(x_BLD), config.dropout, embed_key)
     x_BLD = split_batch(x_BLD.astype(config.compute_dtype))

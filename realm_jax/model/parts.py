@@ -121,7 +121,11 @@ class Encoder(nnx.Module):
       [B, M, V] float32 logits.
     """
     x_BLD = self.bert(token_BL, segment_BL, key=key)
-    x_BMD = jnp.take_along_axis(x_BLD, position_BM[:, :, None], axis=1)
+    # Taken by a product with one-hot rows: the gradient of a gather is a
+    # scatter, slow on every device.
+    place_11L = jnp.arange(token_BL.shape[1])[None, None, :]
+    chosen_BML = (position_BM[:, :, None] == place_11L).astype(x_BLD.dtype)
+    x_BMD = jnp.einsum('BML,BLD->BMD', chosen_BML, x_BLD)
     x_BMD = self.norm(bert.activate(self.config, self.transform(x_BMD)))
     # The decoder is tied to the word embeddings.
     dtype = self.config.compute_dtype
