@@ -176,12 +176,11 @@ class Appender:
     self._wait()
     start, stop = self._written, self._written + count
     row = [self._layout.columns] if self._layout.columns else []
-    try:
-      self._array = self._array.resize(
-        exclusive_max=[stop, *row], expand_only=True
-      ).result()
-    except ValueError as error:
-      raise self._failure(error) from error
+    if stop > self._array.shape[0]:  # a killed writer may have left it longer
+      try:
+        self._array = self._array.resize(exclusive_max=[stop, *row]).result()
+      except ValueError as error:
+        raise self._failure(error) from error
     self._pending = self._array[start:stop].write(rows)
     self._written = stop
 

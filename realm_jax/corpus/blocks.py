@@ -64,68 +64,59 @@ class _Part:
   ends: np.ndarray
 
 
-def split_documents(
-  documents: Sequence[Document],
+def split_document(
+  document: Document,
   tokenizer: WordPiece,
   tagger: Tagger,
   block_length: int,
   counts: collections.Counter[str],
-) -> list[list[Block]]:
-  """Splits documents into blocks of at most block_length wordpieces.
+) -> list[Block]:
+  """Splits a document into blocks of at most block_length wordpieces.
 
   A block takes sentences for as long as they fit beside the title and three
   special tokens. A sentence is cut only when no block can hold it, between
   words if possible. A title takes at most half of the room.
 
   Args:
-    documents: any number; each is split by itself.
-    tokenizer: for titles and texts.
+    document: what to split.
+    tokenizer: for title and text.
     tagger: marks the salient spans of a sentence.
     block_length: at least MIN_BLOCK_LENGTH.
     counts: gets what was cut or is empty, under its names in the manifest.
 
   Returns:
-    The blocks of each document, in order; none when its text has no
-    wordpiece at all.
+    The blocks in order; none when the text has no wordpiece at all.
   """
-  encodings = tokenizer.encode_batch(
-    [text for document in documents for text in (document.title, document.text)]
-  )
+  title, _ = tokenizer.encode(document.title)
   most = (block_length - NUM_SPECIAL) // 2
-  result = []
-  for number, document in enumerate(documents):
-    title, _ = encodings[2 * number]
-    counts['num_cut_titles'] += len(title) > most
-    title = title[:most]
-    room = block_length - NUM_SPECIAL - len(title)
-    parts = []
-    for part in _sentences(document.text, encodings[2 * number + 1], tokenizer):
-      if len(part.ids) <= room:
-        parts.append(part)
-      else:
-        counts['num_cut_sentences'] += 1
-        parts.extend(_cut(document.text, part, room, tokenizer))
-    blocks = [
-      _block(document.text, title, group, tokenizer, tagger)
-      for group in _pack(parts, room)
-    ]
-    counts['num_empty_documents'] += not blocks
-    counts['num_sentences_without_span'] += sum(
-      not sentence.spans for block in blocks for sentence in block.sentences
-    )
-    result.append(blocks)
-  return result
+  counts['num_cut_titles'] += len(title) > most
+  title = title[:most]
+  room = block_length - NUM_SPECIAL - len(title)
+  parts = []
+  for part in _sentences(document.text, tokenizer):
+    if len(part.ids) <= room:
+      parts.append(part)
+    else:
+      counts['num_cut_sentences'] += 1
+      parts.extend(_cut(document.text, part, room, tokenizer))
+  blocks = [
+    _block(document.text, title, group, tokenizer, tagger)
+    for group in _pack(parts, room)
+  ]
+  counts['num_empty_documents'] += not blocks
+  counts['num_sentences_without_span'] += sum(
+    not sentence.spans for block in blocks for sentence in block.sentences
+  )
+  return blocks
 
 
-def _sentences(
-  text: str, encoding: Encoding, tokenizer: WordPiece
-) -> list[_Part]:
+def _sentences(text: str, tokenizer: WordPiece) -> list[_Part]:
   """The sentences with their wordpieces.
 
   Sentences that the tokenizer sees no word boundary between are one: it
   deletes some characters that count as white space elsewhere.
   """
-  ids_P, (starts_P, ends_P) = _as_arrays(encoding)
+  ids_P, (starts_P, ends_P) = _as_arrays(tokenizer.encode(text))
   if not len(ids_P):
     return []
   start_S, end_S = np.array(split_sentences(text)).T

@@ -127,7 +127,7 @@ def append_documents(
 
   Raises:
     ValueError: a document is wrong.
-    OSError: the store cannot be written.
+    OSError: the store cannot be written, or a worker died.
   """
   groups = _groups(documents)
   encode = _Encoder(tokenizer, block_length)
@@ -152,6 +152,10 @@ def append_documents(
           into.append(pending.popleft().result())
       while pending:
         into.append(pending.popleft().result())
+    except concurrent.futures.BrokenExecutor as error:
+      raise ChildProcessError(
+        'a worker process died (out of memory?); use fewer --workers'
+      ) from error
     except BaseException:
       pool.shutdown(wait=True, cancel_futures=True)
       raise
@@ -167,9 +171,12 @@ class _Encoder:
 
   def __call__(self, documents: Sequence[Document]) -> writer.Batch:
     counts: collections.Counter[str] = collections.Counter()
-    split = blocks.split_documents(
-      documents, self._tokenizer, self._tagger, self._block_length, counts
-    )
+    split = [
+      blocks.split_document(
+        document, self._tokenizer, self._tagger, self._block_length, counts
+      )
+      for document in documents
+    ]
     return writer.pack(
       documents, split, self._tokenizer, self._block_length, counts
     )

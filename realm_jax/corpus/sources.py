@@ -121,7 +121,7 @@ def read_tfds(name: str) -> Iterator[tuple[int, dict[str, Any]]]:
     source = tfds.data_source(dataset, split=split or 'train')
   except (ValueError, AttributeError, tfds.core.DatasetNotFoundError) as error:
     # AttributeError: the data is there in a format without random access.
-    reason = ' '.join(str(error).split())[:300]
+    reason = ' '.join(str(error).split())[:120]
     raise ValueError(
       f'{name}: cannot be read as tfds:NAME[/CONFIG][:SPLIT] in the '
       f'array_record format ({reason})'
