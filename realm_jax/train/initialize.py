@@ -10,11 +10,13 @@ from realm_jax.config import Config
 from realm_jax.index.refresh import restore_part
 from realm_jax.model import huggingface, parts
 from realm_jax.parallel import mesh as mesh_lib
+from realm_jax.train.optimizer import RETRIEVER
 from realm_jax.workdir import checkpoints
 from realm_jax.workdir.run import Workdir
 
 # Parts a stage's state has. What a stage has but does not train is carried
-# along for the stages that follow.
+# along for the stages that follow; mlm carries embedders only where an earlier
+# stage made them.
 STATE_PARTS = {
   'mlm': ('encoder',),
   'ict': ('document_embedder', 'query_embedder', 'encoder'),
@@ -47,10 +49,13 @@ def initial_params(
   wanted = set(STATE_PARTS[stage])
   if stage == 'finetune' and config.closed_book:
     wanted = {'encoder'}
-  have = _read(config, mesh, wanted) if config.init_from else {}
+  carried = set(wanted)
+  if stage == 'mlm' and _is_workdir(split_init(config.init_from)[0]):
+    carried |= set(RETRIEVER)
+  have = _read(config, mesh, carried) if config.init_from else {}
   encoder = have.get('encoder')
   keys = jax.random.split(jax.random.key(config.seed), 3)
-  params = {part: tree for part, tree in have.items() if part in wanted}
+  params = {part: tree for part, tree in have.items() if part in carried}
   if 'encoder' in wanted and 'encoder' not in params and stage != 'ict':
     donor = have.get('document_embedder')
     params['encoder'] = _fresh('encoder', config, keys[0], mesh, donor)
@@ -84,7 +89,7 @@ def _read(
   config: Config, mesh: jax.sharding.Mesh, wanted: set[str]
 ) -> dict[str, Any]:
   path, step = split_init(config.init_from)
-  if (epath.Path(path) / 'checkpoints').exists():
+  if _is_workdir(path):
     workdir = Workdir.open(path)
     _check_model(workdir, config)
     steps = checkpoints.steps(path)
@@ -117,6 +122,10 @@ def _read(
     f'init_from: {path} is neither a workdir nor a Hugging Face directory '
     f'(config.json, model.safetensors)'
   )
+
+
+def _is_workdir(path: str) -> bool:
+  return bool(path) and (epath.Path(path) / 'checkpoints').exists()
 
 
 def _check_model(workdir: Workdir, config: Config) -> None:
