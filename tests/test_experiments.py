@@ -9,7 +9,17 @@ from realm_jax import config as config_lib
 
 EXPERIMENTS = pathlib.Path(__file__).parents[1] / 'experiments'
 FILES = sorted(path.name for path in EXPERIMENTS.glob('*.py'))
-ARGUMENTS = {'finetune_open_qa.py': ('nq', 'wq', 'trec')}
+ARGUMENTS = {
+  'finetune_open_qa.py': ('nq', 'wq', 'trec'),
+  'wiki_small.py': (
+    'off_the_shelf',
+    'ict',
+    'mlm',
+    'pretrain',
+    'finetune',
+    'closed_book',
+  ),
+}
 NOT_RUN = (
   'finetune_open_qa.py',
   'ict_wiki.py',
