@@ -161,7 +161,7 @@ class Config:
 
   # What is read.
   corpus: str = ''  # Z, a store that `realm prepare` made
-  text_corpus: str = ''  # X; default Z
+  text_corpus: str = ''  # X, the text that is trained on; default Z
   questions: str = ''
   dev_questions: str = ''
   init_from: str = ''  # WORKDIR[:STEP] or a Hugging Face directory

@@ -19,7 +19,7 @@ from realm_jax.data.mlm import MlmSource
 from realm_jax.parallel import mesh as mesh_lib
 from realm_jax.train import dev, finetune, ict, mlm, pretrain
 from realm_jax.train.index_feed import IndexFeed
-from realm_jax.train.initialize import initial_params, split_init
+from realm_jax.train.initialize import initial_params
 from realm_jax.train.loop import Run, Step, record, train_loop
 from realm_jax.train.optimizer import make_optimizer
 from realm_jax.train.program import jit_step
@@ -72,7 +72,8 @@ def train(stage: str, config: Config, path: str) -> int:
     saved = checkpoints_lib.Checkpoints(
       workdir.path, config.keep_checkpoints, keep_best=best is not None
     )
-    state, version = _state(stage, config, mesh, workdir, saved)
+    resumed = saved.latest_step() is not None
+    state = _state(stage, config, mesh, workdir, saved)
     step = int(state.step)
     feed = None
     if _has_index(stage, config):
@@ -82,12 +83,10 @@ def train(stage: str, config: Config, path: str) -> int:
         corpus,
         mesh,
         state.params,
-        step,
-        version,
-        _index_from(config),
+        step if resumed else None,
         frozen=stage == 'finetune',
       )
-    if step == 0 and stage == 'pretrain':
+    if not resumed and stage == 'pretrain':
       # The state that version 1 belongs to; a refresher takes it as the sign
       # that the first version is out.
       saved.save(
@@ -102,7 +101,7 @@ def train(stage: str, config: Config, path: str) -> int:
           **record(state.params, feed.version if feed else None),
         },
       )
-    metrics = MetricsWriter(workdir.path, step if step else None)
+    metrics = MetricsWriter(workdir.path, step if resumed else None)
     try:
       return train_loop(
         Run(
@@ -183,11 +182,20 @@ def _fit_to_corpus(stage: str, config: Config, corpus: Corpus) -> Config:
 
 def _source(stage: str, config: Config, corpus: Corpus, path: str) -> Any:
   process = (jax.process_index(), jax.process_count())
+  text = corpus
+  if config.text_corpus and stage != 'finetune':
+    text = _open_corpus('text_corpus', config.text_corpus, path)
+    if text.tokenizer_digest != corpus.tokenizer_digest:
+      raise ValueError(
+        f'config.text_corpus: {text.path} has the vocabulary '
+        f'{text.tokenizer_digest}, corpus {corpus.path} has '
+        f'{corpus.tokenizer_digest}; prepare both with one vocab.txt'
+      )
   if stage == 'mlm':
-    source: Any = MlmSource(corpus, config, *process)
+    source: Any = MlmSource(text, config, *process)
   elif stage == 'ict':
     source = IctSource(
-      corpus,
+      text,
       config.batch_size,
       config.query_length,
       config.sentence_removal,
@@ -195,11 +203,6 @@ def _source(stage: str, config: Config, corpus: Corpus, path: str) -> Any:
       *process,
     )
   elif stage == 'pretrain':
-    text = (
-      _open_corpus('text_corpus', config.text_corpus, path)
-      if config.text_corpus
-      else corpus
-    )
     source = MaskedSentenceSource(text, corpus, config, *process)
   else:
     source = _question_source(config, corpus, process)
@@ -261,18 +264,14 @@ def _evaluation(
   return dev.answer_dev(asked, config, corpus, mesh), 'exact_match', every
 
 
-def _index_from(config: Config) -> str:
-  return config.index_from or split_init(config.init_from)[0]
-
-
 def _state(
   stage: str,
   config: Config,
   mesh: jax.sharding.Mesh,
   workdir: Workdir,
   saved: checkpoints_lib.Checkpoints,
-) -> tuple[TrainState, int | None]:
-  """The newest checkpoint's state and index version, or the initial ones."""
+) -> TrainState:
+  """The newest checkpoint's state, or the initial one."""
   tx = make_optimizer(config)
   closed = stage == 'finetune' and config.closed_book
   names = mlm.TRAINED if closed else _TRAINED[stage]
@@ -287,7 +286,7 @@ def _state(
     params = initial_params(stage, config, mesh)
     shardings = mesh_lib.tree_shardings(jax.eval_shape(create, params), mesh)
     # Donation would take init_from's buffers twice where parts share them.
-    return jax.jit(create, out_shardings=shardings)(params), None
+    return jax.jit(create, out_shardings=shardings)(params)
   shapes = checkpoints_lib.params_shapes(workdir.path, newest)
   abstract = jax.eval_shape(create, shapes)
   abstract = jax.tree.map(
@@ -306,14 +305,10 @@ def _state(
     },
   )
   print(f'{stage}: goes on from step {newest}', file=sys.stderr)
-  version = checkpoints_lib.read_record(workdir.path, newest)['index_version']
-  return (
-    TrainState(
-      jnp.asarray(restored['step']['step']),
-      restored['params'],
-      restored['opt_state'],
-    ),
-    version,
+  return TrainState(
+    jnp.asarray(restored['step']['step']),
+    restored['params'],
+    restored['opt_state'],
   )
 
 
