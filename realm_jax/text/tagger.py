@@ -177,6 +177,6 @@ def _trim(sentence: str, start: int, end: int, opens: bool) -> int:
       return start
     # What links it goes too: `After the Battle of X` leaves `Battle of X`.
     start, opens = space + 1, False
-    while sentence[start].islower():
-      start = sentence.index(' ', start) + 1
+    while start < end and (link := sentence[start:end].split(' ')[0]).islower():
+      start += len(link) + 1
   return end

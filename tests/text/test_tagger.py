@@ -49,6 +49,7 @@ def test_names(sentence, spans):
     ('Portions of Kent flooded.', ['Kent']),
     ('New York grew.', ['New York']),
     ('The The', []),
+    ('When al-Qiyamah will be is not said, yet.', ['al-Qiyamah']),
   ],
 )
 def test_the_first_word_needs_more_than_its_capital(sentence, spans):
