@@ -7,6 +7,7 @@ once it is committed. `saved.jsonl` has a line for every step ever saved, which
 outlives the checkpoint: `step, embedder_digest, index_version`.
 """
 
+import math
 import shutil
 import threading
 from typing import Any
@@ -106,7 +107,8 @@ class Checkpoints:
         **items,
         meta=ocp.args.JsonSave(meta),  # type: ignore[call-arg]
       ),
-      metrics=None if score is None else {'score': score},
+      # Orbax warns of a step without metrics where the best is kept.
+      metrics={'score': -math.inf if score is None else score},
       force=True,
     )
     self._unrecorded.append(_record(step, meta))
