@@ -13,7 +13,6 @@ from realm_jax.index import build
 from realm_jax.index.refresh import restore_part
 from realm_jax.index.search import Index
 from realm_jax.parallel import mesh as mesh_lib
-from realm_jax.train.initialize import split_init
 from realm_jax.workdir import checkpoints, files, versions
 from realm_jax.workdir import rows as rows_lib
 from realm_jax.workdir.run import Workdir
@@ -65,12 +64,12 @@ def restore(
   """
   workdir = Workdir.open(path)
   config = workdir.config
-  step = _step(workdir, step)
+  step = chosen_step(workdir, step)
   mesh = mesh_lib.make_mesh(config.mesh)
   shapes = checkpoints.params_shapes(path, step)
   params = {part: restore_part(workdir, step, part, mesh) for part in shapes}
   if config.closed_book:
-    corpus = Corpus.open(config.corpus, _pinned(workdir))
+    corpus = Corpus.open(config.corpus, pinned(workdir))
     return Restored(workdir, config, mesh, corpus, params, None, step, None)
   if 'document_embedder' not in params:
     raise ValueError(f'{path}: a {workdir.stage} run has no retriever')
@@ -79,11 +78,11 @@ def restore(
     workdir, step, index_version, allow_stale_index
   )
   corpus = Corpus.open(config.corpus, manifest.corpus_fingerprint)
-  pinned = _pinned(workdir)
-  if not corpus.descends_from(pinned):
+  trained = pinned(workdir)
+  if not corpus.descends_from(trained):
     raise ValueError(
       f'index version {manifest.version}: corpus {corpus.fingerprint} does '
-      f'not come from that of the run, {pinned}'
+      f'not come from that of the run, {trained}'
     )
   versions.check(
     manifest,
@@ -111,7 +110,8 @@ def restore(
   )
 
 
-def _step(workdir: Workdir, step: int | None) -> int:
+def chosen_step(workdir: Workdir, step: int | None) -> int:
+  """`step` if it is there; without one the best, else the newest."""
   steps = checkpoints.steps(workdir.path)
   if not steps:
     raise ValueError(f'{workdir.checkpoints}: no checkpoint yet')
@@ -127,7 +127,8 @@ def _step(workdir: Workdir, step: int | None) -> int:
   return step
 
 
-def _pinned(workdir: Workdir) -> str:
+def pinned(workdir: Workdir) -> str:
+  """Fingerprint of the corpus generation that the run was trained on."""
   return files.read_json(workdir.path / 'corpus.json')['fingerprint']
 
 
@@ -136,12 +137,8 @@ def _version(
 ) -> tuple[epath.Path, versions.Manifest]:
   """The index version to use with a checkpoint, and where it lies."""
   digest = checkpoints.read_record(workdir.path, step)['embedder_digest']
-  config = workdir.config
-  other = config.index_from or split_init(config.init_from)[0]
-  places = [workdir.index]
-  if workdir.stage == 'finetune' and other:
-    # The document embedder was frozen: the index it was trained with serves.
-    places.append(epath.Path(other) / 'index')
+  # An embedder that did not train since: the index it started with serves.
+  places = [p for p in (workdir.index, workdir.shared_index) if p is not None]
   found = [
     (place, versions.read_manifest(place, version))
     for place in places
@@ -154,21 +151,18 @@ def _version(
   fitting = [pair for pair in found if pair[1].embedder_digest == digest]
   if fitting:
     return fitting[0]
-  own = [
-    pair
-    for pair in found
-    if pair[0] == workdir.index and pair[1].checkpoint_step <= step
-  ]
-  if own and allow_stale:
-    return own[0]
-  if not found:
+  own = [pair for pair in found if pair[0] == workdir.index]
+  older = [pair for pair in own if pair[1].checkpoint_step <= step]
+  if older and allow_stale:
+    return older[0]
+  if not own:
     raise ValueError(
       f'{workdir.index}: no index version yet; run `realm refresh --workdir '
       f'{workdir.path}`'
     )
-  newest = found[0][1]
+  newest = own[0][1]
   raise ValueError(
-    f'{found[0][0]}: version {newest.version} is of step '
+    f'{workdir.index}: version {newest.version} is of step '
     f'{newest.checkpoint_step} (embedder {newest.embedder_digest[:12]}), the '
     f'checkpoint is step {step} (embedder {str(digest)[:12]}); run `realm '
     f'refresh --workdir {workdir.path}`, or give --allow_stale_index'

@@ -11,6 +11,7 @@ import threading
 from typing import Any
 
 import jax
+from etils import epath
 
 from realm_jax.config import Config
 from realm_jax.corpus.store import Corpus
@@ -83,19 +84,22 @@ class _Job:
     # The newest generation of the corpus: documents that were added since
     # training are embedded too.
     corpus = Corpus.open(self._config.corpus)
-    if not self._published(step, corpus):
+    if not self._published(step, corpus, [self._workdir.index]):
       self._build(step, corpus)
     return 0
 
   def follow(self) -> int:
     corpus = Corpus.open(self._config.corpus, self._pinned())
+    places = [self._workdir.index]
+    if self._workdir.shared_index:  # the trainer may have started with it
+      places.append(self._workdir.shared_index)
     poll = self._config.refresh.poll_seconds
     while not self._stop.is_set():
       # Asked in this order: a checkpoint saved after the second question
       # finds the first one answered with "not finished".
       finished = (self._workdir.path / 'finished.json').exists()
       steps = checkpoints.steps(self._workdir.path)
-      if steps and not self._published(steps[-1], corpus):
+      if steps and not self._published(steps[-1], corpus, places):
         try:
           self._build(steps[-1], corpus)
         except FileNotFoundError as error:
@@ -114,12 +118,24 @@ class _Job:
     file = self._workdir.path / 'corpus.json'
     return files.read_json(file)['fingerprint'] if file.exists() else None
 
-  def _published(self, step: int, corpus: Corpus) -> bool:
-    index = self._workdir.index
-    for version in reversed(versions.list_versions(index)):
-      manifest = versions.read_manifest(index, version)
-      if manifest.corpus_fingerprint == corpus.fingerprint:
-        return manifest.checkpoint_step >= step
+  def _published(
+    self, step: int, corpus: Corpus, places: list[epath.Path]
+  ) -> bool:
+    """Whether a version is of the embedder of `step` and of this corpus."""
+    want = (
+      embedder_digest(self._workdir, step),
+      corpus.fingerprint,
+      self._config.index.rows_dtype,
+    )
+    for index in places:
+      for version in reversed(versions.list_versions(index)):
+        found = versions.read_manifest(index, version)
+        if want == (
+          found.embedder_digest,
+          found.corpus_fingerprint,
+          found.dtype,
+        ):
+          return True
     return False
 
   def _build(self, step: int, corpus: Corpus) -> None:

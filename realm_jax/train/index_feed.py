@@ -13,10 +13,10 @@ from realm_jax.index import build
 from realm_jax.index.follow import Follower
 from realm_jax.index.refresh import in_use
 from realm_jax.index.search import Index
+from realm_jax.workdir import checkpoints, versions
 from realm_jax.workdir import rows as rows_lib
-from realm_jax.workdir import versions
 from realm_jax.workdir.digest import tree_digest
-from realm_jax.workdir.metrics import SwapLog
+from realm_jax.workdir.metrics import SwapLog, read_swaps
 from realm_jax.workdir.run import Workdir
 
 
@@ -35,9 +35,7 @@ class IndexFeed:
     corpus: Corpus,
     mesh: jax.sharding.Mesh,
     params: dict[str, Any],
-    step: int,
-    resume_version: int | None,
-    index_from: str,
+    resumed_step: int | None,
     frozen: bool,
   ):
     """Finds or builds the version to start with.
@@ -47,10 +45,9 @@ class IndexFeed:
       config: of the run.
       corpus: Z.
       mesh: of the run.
-      params: at `step`.
-      step: steps done.
-      resume_version: the one that the checkpoint was using, if any.
-      index_from: a workdir whose newest version may serve, or ''.
+      params: of the run's state.
+      resumed_step: of the checkpoint that was resumed: its version is taken
+        up again. None: a new run.
       frozen: the document embedder does not train: nothing is refreshed.
     """
     self._frozen = frozen
@@ -58,10 +55,10 @@ class IndexFeed:
     self._config = config
     self._corpus = corpus
     self._mesh = mesh
-    self._swaps = SwapLog(workdir.path, step if step else None)
+    self._swaps = SwapLog(workdir.path, resumed_step)
     self._follower: Follower | None = None
-    source, manifest = self._first(params, step, resume_version, index_from)
-    self._note(step, manifest, source)
+    source, manifest = self._first(params, resumed_step)
+    self._note(resumed_step or 0, manifest, source)
     self.index: Index = build.load_index(
       corpus, config, mesh, _reader(source, manifest)
     )
@@ -95,7 +92,7 @@ class IndexFeed:
   def staleness(self, step: int) -> dict[str, int]:
     """Metrics of a step: what the index is of, and how old."""
     return {
-      'index_step': self._manifest.checkpoint_step,
+      'index_step': self._since,
       'staleness_steps': 0 if self._frozen else step - self._since,
     }
 
@@ -106,25 +103,26 @@ class IndexFeed:
   def _first(
     self,
     params: dict[str, Any],
-    step: int,
-    resume_version: int | None,
-    index_from: str,
+    resumed_step: int | None,
   ) -> tuple[epath.Path, versions.Manifest]:
-    own = self._workdir.index
-    if resume_version in versions.list_versions(own):
-      manifest = versions.read_manifest(own, resume_version)
-      self._check(manifest)
-      return own, manifest
+    own, shared = self._workdir.index, self._workdir.shared_index
+    swaps = [] if resumed_step is None else read_swaps(self._workdir.path)
+    if resumed_step is not None and swaps:
+      index, version = epath.Path(swaps[-1]['index']), swaps[-1]['version']
+      record = checkpoints.read_record(self._workdir.path, resumed_step)
+      if record['index_version'] is not None:  # a workdir may have moved
+        index, version = own, record['index_version']
+      if version in versions.list_versions(index):
+        manifest = versions.read_manifest(index, version)
+        self._check(manifest)
+        return index, manifest
     digest = tree_digest(params['document_embedder'])
-    for index in (
-      own,
-      *([epath.Path(index_from) / 'index'] * bool(index_from)),
-    ):
+    for index in (own,) if shared is None else (own, shared):
       for version in reversed(versions.list_versions(index)):
         manifest = versions.read_manifest(index, version)
         if self._fits(manifest) and manifest.embedder_digest == digest:
           return index, manifest
-    return own, self._build(params, step)
+    return own, self._build(params, resumed_step or 0)
 
   def _build(self, params: dict[str, Any], step: int) -> versions.Manifest:
     document = params['document_embedder']
@@ -163,7 +161,6 @@ class IndexFeed:
     self, step: int, manifest: versions.Manifest, source: epath.Path
   ) -> None:
     own = source == self._workdir.index
-    self._manifest = manifest
     self.version = manifest.version if own else None
     # A version of another workdir is of this run's parameters at step 0.
     self._since = manifest.checkpoint_step if own else 0

@@ -12,7 +12,7 @@ from realm_jax.model import huggingface, parts
 from realm_jax.parallel import mesh as mesh_lib
 from realm_jax.train.optimizer import RETRIEVER
 from realm_jax.workdir import checkpoints
-from realm_jax.workdir.run import Workdir
+from realm_jax.workdir.run import Workdir, split_init
 
 # Parts a stage's state has. What a stage has but does not train is carried
 # along for the stages that follow; mlm carries embedders only where an earlier
@@ -75,14 +75,6 @@ def initial_params(
   if 'reader' in wanted and 'reader' not in params:
     params['reader'] = _fresh('reader', config, keys[2], mesh, encoder)
   return params
-
-
-def split_init(init_from: str) -> tuple[str, int | None]:
-  """`WORKDIR[:STEP]` to its two halves."""
-  path, colon, step = init_from.rpartition(':')
-  if colon and step.isdigit():
-    return path, int(step)
-  return init_from, None
 
 
 def _read(

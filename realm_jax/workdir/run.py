@@ -114,6 +114,12 @@ class Workdir:
     return self.path / 'index'
 
   @property
+  def shared_index(self) -> epath.Path | None:
+    """The index of another run, whose versions may serve beside the own."""
+    other = self.config.index_from or split_init(self.config.init_from)[0]
+    return epath.Path(other) / 'index' if other else None
+
+  @property
   def saved(self) -> epath.Path:
     return self.path / 'saved.jsonl'
 
@@ -127,6 +133,14 @@ class Workdir:
 
   def eval(self, step: int) -> epath.Path:
     return self.path / 'eval' / str(step)
+
+
+def split_init(init_from: str) -> tuple[str, int | None]:
+  """`WORKDIR[:STEP]` to its two halves."""
+  path, colon, step = init_from.rpartition(':')
+  if colon and step.isdigit():
+    return path, int(step)
+  return init_from, None
 
 
 def _check_same(path: epath.Path, old: Any, new: Any) -> None:
