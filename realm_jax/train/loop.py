@@ -95,6 +95,7 @@ def train_loop(run: Run) -> int:
         or step % config.checkpoint_every == 0
         or (due and run.best)
       ):
+        log.check()
         _save(run, step, state, scores.get(run.best) if run.best else None)
       if last or (terminated.yes and step > first):
         break
@@ -153,10 +154,12 @@ class _Log:
     self._pending: tuple[int, Metrics, dict[str, Any]] | None = None
     self._since = (first, time.monotonic())
     self._warm = False
+    self._last: tuple[int, jax.Array] | None = None
 
   def previous(self, step: int, metrics: Metrics) -> None:
     """Logs the step before; `step` is logged by the next call."""
     self.flush()
+    self._last = (step, metrics['loss'])
     config = self._run.config
     if step % config.log_every == 0 or step == config.num_steps:
       feed = self._run.feed
@@ -174,8 +177,7 @@ class _Log:
     step, metrics, index = self._pending
     self._pending = None
     values = {name: float(v) for name, v in jax.device_get(metrics).items()}
-    if not math.isfinite(values['loss']):
-      raise FloatingPointError(f'step {step}: the loss is {values["loss"]}')
+    self.check()
     before, began = self._since
     now = time.monotonic()
     self._since = (step, now)
@@ -184,6 +186,14 @@ class _Log:
         (step - before) * self._run.config.batch_size / (now - began)
       )
     self._run.metrics.write(step, {**values, **index})
+
+  def check(self) -> None:
+    """Raises FloatingPointError if the last step's loss is not finite."""
+    if self._last is None:
+      return
+    step, loss = self._last
+    if not math.isfinite(float(loss)):
+      raise FloatingPointError(f'step {step}: the loss is {float(loss)}')
 
   def evaluated(self, step: int, scores: dict[str, float]) -> None:
     self.flush()
