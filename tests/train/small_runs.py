@@ -1,0 +1,131 @@
+"""A corpus, questions and configs so small that a stage takes seconds."""
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+
+import jax
+from jax.experimental.compilation_cache import compilation_cache
+
+from realm_jax import config as config_lib
+from realm_jax.corpus.prepare import prepare
+
+BLOCK_LENGTH = 40
+SIZES = {
+  'vocab_size': 200,
+  'hidden_size': 16,
+  'num_layers': 1,
+  'num_heads': 2,
+  'mlp_size': 32,
+  'max_positions': 80,
+  'retrieval_size': 8,
+  'span_hidden_size': 8,
+}
+BASE = {
+  'batch_size': 8,
+  'query_length': 24,
+  'reader_length': 64,
+  'max_masks': 4,
+  'num_candidates': 3,
+  'num_steps': 6,
+  'log_every': 1,
+  'checkpoint_every': 100,
+  'retriever_beam': 10,
+  'reader_beam': 2,
+  'optimizer': {'learning_rate': 1e-3},
+  'refresh': {'where': 'none', 'batch_size': 16, 'poll_seconds': 0.1},
+}
+_NAMES = ('Arno', 'Bela', 'Cira', 'Dorn', 'Edda', 'Falk', 'Gina', 'Hako')
+_TOWNS = ('Lund', 'Mora', 'Nord', 'Osby', 'Pite')
+
+
+def document(number):
+  name = f'{_NAMES[number % 8]} {_NAMES[number // 8 % 8]}sen'
+  town = _TOWNS[number % 5]
+  return {
+    'id': f'd{number}',
+    'title': name,
+    'text': f'{name} was born near {town} in {1800 + number}. '
+    f'The house of {name} stands by the river. '
+    f'Later the people of {town} saw {name} again.',
+  }
+
+
+def question(number):
+  return {
+    'id': f'q{number}',
+    'question': f'Where was {document(number)["title"]} born?',
+    'answers': [_TOWNS[number % 5]],
+  }
+
+
+def write_lines(path, records):
+  path.write_text(''.join(json.dumps(record) + '\n' for record in records))
+  return str(path)
+
+
+def make_corpus(folder, count=30, vocab=None):
+  """Prepares `folder/z` of `count` documents; gives its path."""
+  source = write_lines(folder / 'z.jsonl', map(document, range(count)))
+  learn = {'train_vocab': SIZES['vocab_size']}
+  prepare(
+    [source],
+    str(folder / 'z'),
+    block_length=BLOCK_LENGTH,
+    **({'vocab': vocab} if vocab else learn),
+  )
+  return str(folder / 'z')
+
+
+def make_config(corpus, **changes):
+  """A Config; sections take dicts of the keys they change."""
+  values = {**BASE, 'model': SIZES, 'corpus': corpus}
+  return config_lib.replace(config_lib.from_dict(values), **changes)
+
+
+def write_experiment(path, corpus, **changes):
+  """A file for --config."""
+  values = make_config(corpus, **changes).to_dict()
+  path.write_text(f'def get_config():\n  return {values!r}\n')
+  return str(path)
+
+
+@contextlib.contextmanager
+def compile_once(cache):
+  """Programs that this process compiles are kept in a directory."""
+  keys = {
+    'jax_compilation_cache_dir': str(cache),
+    'jax_persistent_cache_min_compile_time_secs': 0.0,
+  }
+  before = {key: getattr(jax.config, key) for key in keys}
+  try:
+    for key, value in keys.items():
+      jax.config.update(key, value)
+    compilation_cache.reset_cache()
+    yield
+  finally:
+    for key, value in before.items():
+      jax.config.update(key, value)
+    compilation_cache.reset_cache()
+
+
+def environment(cache):
+  """One CPU device, and programs compiled once for all processes."""
+  return os.environ | {
+    'JAX_PLATFORMS': 'cpu',
+    'XLA_FLAGS': '',
+    'JAX_COMPILATION_CACHE_DIR': str(cache),
+    'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
+  }
+
+
+def start(arguments, cache, **options):
+  """Starts `python -m realm_jax ...`."""
+  return subprocess.Popen(
+    [sys.executable, '-m', 'realm_jax', *arguments],
+    env=environment(cache),
+    text=True,
+    **options,
+  )

@@ -1,0 +1,200 @@
+"""Runs that are stopped, killed or wrong, and go on."""
+
+import os
+import signal
+import time
+
+import numpy as np
+import pytest
+import small_runs
+
+from realm_jax.index.refresh import refresh
+from realm_jax.train.run import train
+from realm_jax.workdir import checkpoints, files, versions
+from realm_jax.workdir.digest import tree_digest
+from realm_jax.workdir.metrics import MetricsWriter, read_swaps
+from realm_jax.workdir.run import Workdir
+
+
+@pytest.fixture(scope='module', autouse=True)
+def cache(tmp_path_factory):
+  path = tmp_path_factory.mktemp('cache')
+  with small_runs.compile_once(path):
+    yield path
+
+
+@pytest.fixture(scope='module')
+def corpus(tmp_path_factory):
+  return small_runs.make_corpus(tmp_path_factory.mktemp('corpus'))
+
+
+@pytest.fixture
+def terminate_at(monkeypatch):
+  """terminate_at(step): SIGTERM comes while that step's line is written."""
+
+  def arm(last):
+    write = MetricsWriter.write
+
+    def stop(self, step, values):
+      write(self, step, values)
+      if step == last:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(MetricsWriter, 'write', stop)
+
+  yield arm
+
+
+def digests(path, step):
+  """Of all parameters in a checkpoint, part by part."""
+  shapes = checkpoints.params_shapes(path, step)
+  return {
+    part: tree_digest(checkpoints.restore_part(path, step, part, shape))
+    for part, shape in shapes.items()
+  }
+
+
+def losses(path):
+  return [(x['step'], x['loss']) for x in files.read_lines(path)]
+
+
+@pytest.mark.parametrize(
+  'stage, changes',
+  [
+    ('ict', {}),
+    ('pretrain', {'refresh': {'where': 'in_process', 'every': 2}}),
+  ],
+)
+def test_stopped_and_resumed_equals_uninterrupted(
+  tmp_path, corpus, monkeypatch, terminate_at, stage, changes
+):
+  config = small_runs.make_config(corpus, **changes)
+  whole, halves = tmp_path / 'whole', tmp_path / 'halves'
+  assert train(stage, config, str(whole)) == 0
+  with monkeypatch.context():
+    terminate_at(3)
+    assert train(stage, config, str(halves)) == 75
+  monkeypatch.undo()
+  assert not (halves / 'finished.json').exists()
+  stopped = checkpoints.steps(halves)[-1]
+  assert 3 <= stopped < config.num_steps
+  assert train(stage, config, str(halves)) == 0
+  assert files.read_json(halves / 'finished.json') == {'step': 6}
+  assert losses(halves / 'metrics.jsonl') == losses(whole / 'metrics.jsonl')
+  assert [step for step, _ in losses(whole / 'metrics.jsonl')] == [*range(1, 7)]
+  assert digests(halves, 6) == digests(whole, 6)
+  if stage == 'pretrain':
+    # A line more tells where the run was taken up.
+    both = [
+      [(x['step'], x['version'], x['checkpoint_step']) for x in read_swaps(w)]
+      for w in (whole, halves)
+    ]
+    assert both[0] == [(0, 1, 0), (2, 2, 2), (4, 3, 4), (6, 4, 6)]
+    assert sorted(set(both[1]) - set(both[0])) in (
+      [],
+      [(stopped, *both[0][stopped // 2][1:])],
+    )
+    records = [
+      checkpoints.read_record(w, 6)['embedder_digest'] for w in (whole, halves)
+    ]
+    assert records[0] == records[1]
+
+
+def test_the_index_of_another_run_is_taken_up_again(
+  tmp_path, corpus, monkeypatch, terminate_at
+):
+  config = small_runs.make_config(corpus, num_steps=2)
+  assert train('ict', config, str(tmp_path / 'ict')) == 0
+  assert refresh(str(tmp_path / 'ict'), follow=False) == 0
+  config = small_runs.make_config(corpus, init_from=str(tmp_path / 'ict'))
+  whole, halves = tmp_path / 'whole', tmp_path / 'halves'
+  assert train('pretrain', config, str(whole)) == 0
+  with monkeypatch.context():
+    terminate_at(3)
+    assert train('pretrain', config, str(halves)) == 75
+  monkeypatch.undo()
+  assert train('pretrain', config, str(halves)) == 0
+  for path in (whole, halves):
+    assert versions.list_versions(path / 'index') == []
+    lines = files.read_lines(path / 'metrics.jsonl')
+    # Steps are those of this run, whatever the other one counted.
+    assert {line['index_step'] for line in lines} == {0}
+    assert [line['staleness_steps'] for line in lines] == [*range(1, 7)]
+  assert losses(halves / 'metrics.jsonl') == losses(whole / 'metrics.jsonl')
+  assert digests(halves, 6) == digests(whole, 6)
+
+
+def test_a_killed_trainer_resumes(tmp_path, corpus, cache):
+  keys = {'refresh': {'where': 'in_process', 'every': 5}, 'checkpoint_every': 3}
+  path = tmp_path / 'w'
+  experiment = small_runs.write_experiment(
+    tmp_path / 'x.py', corpus, num_steps=100000, **keys
+  )
+  arguments = ['pretrain', '--config', experiment, '--workdir', str(path)]
+  trainer = small_runs.start(arguments, cache)
+  deadline = time.monotonic() + 100
+  while len(steps := checkpoints.steps(path)) < 2 or steps[-1] < 7:
+    assert trainer.poll() is None and time.monotonic() < deadline
+    time.sleep(0.02)
+  config = small_runs.make_config(corpus, num_steps=1, **keys)
+  with pytest.raises(ValueError, match='another trainer is running'):
+    train('pretrain', config, str(path))
+  trainer.send_signal(signal.SIGKILL)
+  trainer.wait()
+  last = checkpoints.steps(path)[-1] + 4
+  config = small_runs.make_config(corpus, num_steps=last, **keys)
+  assert train('pretrain', config, str(path)) == 0
+  assert checkpoints.steps(path)[-1] == last
+  steps = [step for step, _ in losses(path / 'metrics.jsonl')]
+  assert steps == list(range(1, last + 1))
+  swaps = read_swaps(path)
+  assert [x['step'] for x in swaps] == sorted(x['step'] for x in swaps)
+  assert swaps[-1]['checkpoint_step'] == last
+
+
+def test_a_trainer_killed_before_its_first_step_resumes(tmp_path, corpus):
+  config = small_runs.make_config(corpus, num_steps=1)
+  path = tmp_path / 'w'
+  assert train('pretrain', config, str(path)) == 0
+  # As it stands when step 0 is the only checkpoint.
+  for step in checkpoints.steps(path)[1:]:
+    (Workdir.open(path).checkpoints / str(step)).rmtree()
+  assert checkpoints.steps(path) == [0]
+  assert train('pretrain', config, str(path)) == 0
+  assert checkpoints.steps(path) == [0, 1]
+  assert versions.list_versions(path / 'index') == [1]
+
+
+def test_another_stage_is_refused(tmp_path, corpus):
+  config = small_runs.make_config(corpus)
+  Workdir.create(tmp_path / 'w', 'pretrain', config)
+  with pytest.raises(ValueError, match='holds the stage pretrain, not ict'):
+    train('ict', config, str(tmp_path / 'w'))
+
+
+def test_a_second_trainer_is_refused(tmp_path, corpus):
+  config = small_runs.make_config(corpus)
+  workdir = Workdir.create(tmp_path / 'w', 'ict', config)
+  with (
+    workdir.lock('trainer'),
+    pytest.raises(ValueError, match='another trainer is running'),
+  ):
+    train('ict', config, str(tmp_path / 'w'))
+
+
+@pytest.mark.parametrize('log_every', [1, 100])
+def test_a_loss_that_is_no_number_stops_before_it_is_saved(
+  tmp_path, corpus, log_every
+):
+  config = small_runs.make_config(
+    corpus,
+    log_every=log_every,
+    checkpoint_every=4,
+    optimizer={'learning_rate': 1e38},
+  )
+  with pytest.raises(FloatingPointError, match='the loss is nan'):
+    train('ict', config, str(tmp_path / 'w'))
+  assert checkpoints.steps(tmp_path / 'w') == []
+  assert not (tmp_path / 'w' / 'finished.json').exists()
+  lines = files.read_lines(tmp_path / 'w' / 'metrics.jsonl')
+  assert all(np.isfinite(line['loss']) for line in lines)
