@@ -142,8 +142,8 @@ class _Writer:
     texts = []
     for facts_here in facts_of.values():
       sentences = [
-        f'{self._random.choice(toy_text.OPENINGS)} {clause}.'
-        for clause in self._say(facts_here, 'news')
+        f'{self._random.choice(toy_text.OPENINGS)} {self._clause(fact)}.'
+        for fact in self._dealer.shuffled(facts_here)
       ]
       for start in range(0, len(sentences), step):
         texts.append(' '.join(sentences[start : start + step]))
@@ -151,6 +151,12 @@ class _Writer:
       {'id': f'news-{number:04d}', 'title': 'News', 'text': text}
       for number, text in enumerate(self._dealer.shuffled(texts))
     ]
+
+  def _clause(self, fact: Fact) -> str:
+    """A fact as news tell it: now and then in the encyclopedia's words."""
+    borrowed = self._random.random() < toy_text.BORROWED_WORDING
+    phrases = fact.relation.full if borrowed else fact.relation.news
+    return fact.say(self._random.choice(phrases)).removesuffix('.')
 
   def _questions(self, facts: Sequence[Fact], name: str) -> list[dict]:
     return [

@@ -59,6 +59,12 @@ NOTES = (
 
 WORDS_IN_NOTE = 4
 
+# How often news tell a fact in the encyclopedia's words (behind an opening, so
+# that the sentence is not the same). A reader that has learned to copy uses
+# these from the first step of pre-training on; they are what lets it find out
+# what the other wording means. Questions never borrow.
+BORROWED_WORDING = 0.5
+
 SENTENCES_IN_NEWS = 3  # a document
 
 # How a sentence of the news begins.

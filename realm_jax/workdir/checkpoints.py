@@ -36,7 +36,7 @@ class Checkpoints:
   """
 
   def __init__(self, path: epath.PathLike, keep: int, keep_best: bool = False):
-    self._path = path = epath.Path(path)
+    self._path = path = files.absolute(path)
     self._directory = path / 'checkpoints'
     self._primary = jax.process_index() == 0
     if self._primary and self._directory.exists():
@@ -276,7 +276,7 @@ def restore_part(
 
 
 def _committed(path: epath.PathLike, step: int) -> epath.Path:
-  directory = epath.Path(path) / 'checkpoints' / str(step)
+  directory = files.absolute(path) / 'checkpoints' / str(step)
   if not directory.exists() or not ocp.utils.is_checkpoint_finalized(directory):
     raise FileNotFoundError(
       f'{directory}: no such checkpoint; has {steps(path)}'

@@ -20,6 +20,11 @@ def is_local(path: epath.PathLike) -> bool:
   return '://' not in os.fspath(path)
 
 
+def absolute(path: epath.PathLike) -> epath.Path:
+  """The path as Orbax and TensorStore want it; `gs://` is absolute already."""
+  return epath.Path(path).resolve() if is_local(path) else epath.Path(path)
+
+
 def write_json(path: epath.PathLike, value: Any) -> None:
   """Writes a JSON file so that a reader sees the old one or the new one."""
   write_text(path, json.dumps(value, indent=2, allow_nan=False) + '\n')
