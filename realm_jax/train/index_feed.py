@@ -116,6 +116,8 @@ class IndexFeed:
         manifest = versions.read_manifest(index, version)
         self._check(manifest)
         return index, manifest
+    if resumed_step is None and self._config.index_from:
+      self._check_shared()
     digest = tree_digest(params['document_embedder'])
     for index in (own,) if shared is None else (own, shared):
       for version in reversed(versions.list_versions(index)):
@@ -123,6 +125,15 @@ class IndexFeed:
         if self._fits(manifest) and manifest.embedder_digest == digest:
           return index, manifest
     return own, self._build(params, resumed_step or 0)
+
+  def _check_shared(self) -> None:
+    """Refuses an index that was named but can never be used here."""
+    shared = self._workdir.shared_index
+    assert shared is not None
+    newest = max(versions.list_versions(shared), default=None)
+    if newest is None:
+      raise ValueError(f'config.index_from: {shared} has no index version')
+    self._check(versions.read_manifest(shared, newest))
 
   def _build(self, params: dict[str, Any], step: int) -> versions.Manifest:
     document = params['document_embedder']

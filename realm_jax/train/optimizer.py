@@ -17,7 +17,8 @@ def make_optimizer(config: Config) -> optax.GradientTransformation:
   Global-norm clipping, Adam without bias correction unless asked, decoupled
   weight decay on matrices only, linear warm-up and decay to 0. The retriever's
   parameters have a learning rate of their own and stay fixed for the first
-  `freeze_retriever_steps` steps.
+  `freeze_retriever_steps` steps; its moments are gathered meanwhile (from
+  empty ones the first free steps would be several times too long).
   """
   options = config.optimizer
   schedule = optax.join_schedules(
@@ -32,8 +33,6 @@ def make_optimizer(config: Config) -> optax.GradientTransformation:
     [options.warmup_steps],
   )
   return optax.chain(
-    # Frozen gradients must not count in the norm that clips the others.
-    _scale_retriever(1.0, config.freeze_retriever_steps),
     optax.clip_by_global_norm(options.clip_norm),
     optax.scale_by_adam(options.b1, options.b2, options.eps)
     if options.bias_correction

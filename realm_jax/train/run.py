@@ -56,7 +56,8 @@ def train(stage: str, config: Config, path: str) -> int:
   mesh_lib.check_batch('batch_size', config.batch_size, mesh)
   corpus = _open_corpus('corpus', config.corpus, path)
   config = _fit_to_corpus(stage, config, corpus)
-  source = _source(stage, config, corpus, path)
+  text = _text_corpus(stage, config, corpus, path)
+  source = _source(stage, config, corpus, text)
   evaluate, best, every = _evaluation(stage, config, corpus, mesh, source)
   workdir = Workdir.create(path, stage, config)
   with workdir.lock('trainer'):
@@ -66,6 +67,7 @@ def train(stage: str, config: Config, path: str) -> int:
       {
         'path': str(corpus.path),
         'fingerprint': corpus.fingerprint,
+        'text_fingerprint': text.fingerprint,
         'tokenizer_digest': corpus.tokenizer_digest,
       },
     )
@@ -138,9 +140,10 @@ def _open_corpus(key: str, store: str, path: str) -> Corpus:
   if not store:
     raise ValueError(f'config.{key}: is not set; give a store of realm prepare')
   pinned = epath.Path(path) / 'corpus.json'
-  if key == 'corpus' and pinned.exists():
-    return Corpus.open(store, files.read_json(pinned)['fingerprint'])
-  return Corpus.open(store)
+  if not pinned.exists():
+    return Corpus.open(store)
+  name = {'corpus': 'fingerprint', 'text_corpus': 'text_fingerprint'}[key]
+  return Corpus.open(store, files.read_json(pinned)[name])
 
 
 def _fit_to_corpus(stage: str, config: Config, corpus: Corpus) -> Config:
@@ -180,17 +183,24 @@ def _fit_to_corpus(stage: str, config: Config, corpus: Corpus) -> Config:
   return config
 
 
-def _source(stage: str, config: Config, corpus: Corpus, path: str) -> Any:
+def _text_corpus(
+  stage: str, config: Config, corpus: Corpus, path: str
+) -> Corpus:
+  """X: what a stage reads its text from."""
+  if not config.text_corpus or stage == 'finetune':
+    return corpus
+  text = _open_corpus('text_corpus', config.text_corpus, path)
+  if text.tokenizer_digest != corpus.tokenizer_digest:
+    raise ValueError(
+      f'config.text_corpus: {text.path} has the vocabulary '
+      f'{text.tokenizer_digest}, corpus {corpus.path} has '
+      f'{corpus.tokenizer_digest}; prepare both with one vocab.txt'
+    )
+  return text
+
+
+def _source(stage: str, config: Config, corpus: Corpus, text: Corpus) -> Any:
   process = (jax.process_index(), jax.process_count())
-  text = corpus
-  if config.text_corpus and stage != 'finetune':
-    text = _open_corpus('text_corpus', config.text_corpus, path)
-    if text.tokenizer_digest != corpus.tokenizer_digest:
-      raise ValueError(
-        f'config.text_corpus: {text.path} has the vocabulary '
-        f'{text.tokenizer_digest}, corpus {corpus.path} has '
-        f'{corpus.tokenizer_digest}; prepare both with one vocab.txt'
-      )
   if stage == 'mlm':
     source: Any = MlmSource(text, config, *process)
   elif stage == 'ict':
