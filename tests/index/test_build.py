@@ -1,0 +1,104 @@
+"""What a built index version holds, and when it is not published."""
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+from realm_jax import config as config_lib
+from realm_jax.index import build
+from realm_jax.workdir import rows, versions
+
+
+@pytest.fixture
+def version(tmp_path, corpus, mesh, embedder):
+  """version(config, **more): builds one in tmp_path/index."""
+  (tmp_path / 'index').mkdir()
+
+  def make(config, **more):
+    return build.build_version(
+      tmp_path / 'index', embedder(config), corpus, config, mesh,
+      7, 'digest', **more,
+    )  # fmt: skip
+
+  return make
+
+
+@pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
+@pytest.mark.parametrize('batch_size', [16, 7, 500])
+def test_rows_are_the_embedded_blocks(
+  tmp_path, version, corpus, config, embedder, dtype, batch_size
+):
+  config = config_lib.replace(
+    config,
+    index={'rows_dtype': dtype},
+    refresh={'batch_size': batch_size},
+  )
+  manifest = version(config)
+  assert manifest == versions.read_manifest(tmp_path / 'index', 1)
+  assert (manifest.rows, manifest.dim) == (corpus.num_blocks, 8)
+  assert (manifest.checkpoint_step, manifest.embedder_digest) == (7, 'digest')
+  assert manifest.corpus_fingerprint == corpus.fingerprint
+  assert manifest.tokenizer_digest == corpus.tokenizer_digest
+  found_NE = rows.read_rows(tmp_path / 'index', 1, 0, corpus.num_blocks)
+  token_NL = corpus.tokens(slice(0, corpus.num_blocks)).astype(np.int32)
+  want_NE = np.asarray(
+    build.embed_tokens(
+      embedder(config), token_NL, config, corpus.tokenizer.sep_id
+    )
+  )
+  tolerance = 1e-5 if dtype == 'float32' else 0.02
+  found_NE = found_NE.astype(np.float32)
+  np.testing.assert_allclose(found_NE, want_NE, atol=tolerance)
+  # Texts differ, or the comparison says nothing.
+  assert np.abs(want_NE - want_NE[0]).max() > 0.1
+  recall = manifest.recall['recall@8']
+  assert recall == 1 if dtype == 'float32' else 0.8 < recall <= 1
+
+
+def test_recall_is_that_of_the_rows_as_stored(corpus, config, embedder):
+  params = embedder(config)
+  token_NL = corpus.tokens(slice(0, corpus.num_blocks)).astype(np.int32)
+  exact_NE = np.asarray(
+    build.embed_tokens(params, token_NL, config, corpus.tokenizer.sep_id)
+  )
+  noise_NE = np.random.default_rng(0).normal(size=exact_NE.shape)
+  recalls = []
+  for scale in (0, 0.5, 100):
+    probe = build._Probe(corpus, params, config)
+    stored_NE = (exact_NE + scale * noise_NE).astype(ml_dtypes.bfloat16)
+    for start in range(0, corpus.num_blocks, 16):
+      part = slice(start, start + 16)
+      probe.add(start, exact_NE[part], stored_NE[part])
+    recalls.append(probe.recall()['recall@8'])
+  assert recalls[0] > 0.9 > recalls[1] > recalls[2]
+
+
+def test_an_interrupted_build_leaves_nothing_visible(tmp_path, version, config):
+  asked = []
+
+  def stopped():
+    asked.append(1)
+    return len(asked) > 1
+
+  with pytest.raises(build.Interrupted):
+    version(config, stopped=stopped)
+  assert versions.list_versions(tmp_path / 'index') == []
+  assert [child.name for child in (tmp_path / 'index').iterdir()] == ['000001']
+  manifest = version(config)
+  # What was left is gone, and its number is free again.
+  assert versions.list_versions(tmp_path / 'index') == [manifest.version]
+  assert len(list((tmp_path / 'index').iterdir())) == 1
+
+
+def test_a_version_of_low_recall_is_not_published(
+  tmp_path, version, config, monkeypatch
+):
+  monkeypatch.setattr(build._Probe, 'recall', lambda _: {'recall@8': 0.9375})
+  config = config_lib.replace(config, index={'min_recall': 0.95})
+  with pytest.raises(
+    ValueError, match=r'recall@8 0\.9375, below .* 0\.95; not'
+  ):
+    version(config)
+  assert versions.list_versions(tmp_path / 'index') == []
+  config = config_lib.replace(config, index={'min_recall': 0.9375})
+  assert version(config).recall == {'recall@8': 0.9375}

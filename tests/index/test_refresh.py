@@ -1,0 +1,227 @@
+"""The refresh job and the thread that follows it."""
+
+import os
+import shutil
+import signal
+import time
+
+import numpy as np
+import pytest
+import small_runs
+
+from realm_jax import config as config_lib
+from realm_jax.corpus import change
+from realm_jax.index import build
+from realm_jax.index.follow import Follower
+from realm_jax.index.refresh import refresh
+from realm_jax.workdir import checkpoints, files, rows, versions
+from realm_jax.workdir.run import Workdir
+
+
+def manifests(workdir):
+  return [
+    versions.read_manifest(workdir.index, version)
+    for version in versions.list_versions(workdir.index)
+  ]
+
+
+def test_once_builds_the_newest_step_once(make_run, config):
+  workdir = make_run(config, steps=(1, 4))
+  assert refresh(str(workdir.path), follow=False) == 0
+  [manifest] = manifests(workdir)
+  assert manifest.checkpoint_step == 4
+  record = checkpoints.read_record(workdir.path, 4)
+  assert manifest.embedder_digest == record['embedder_digest']
+  before = os.stat(versions.directory(workdir.index, 1) / 'manifest.json')
+  assert refresh(str(workdir.path), follow=False) == 0
+  assert len(manifests(workdir)) == 1
+  after = os.stat(versions.directory(workdir.index, 1) / 'manifest.json')
+  assert after == before
+
+
+def test_once_without_a_checkpoint_is_refused(tmp_path, config):
+  with pytest.raises(ValueError, match='not a workdir'):
+    refresh(str(tmp_path / 'w'), follow=False)
+  Workdir.create(tmp_path / 'w', 'pretrain', config)
+  with pytest.raises(ValueError, match='no checkpoint yet'):
+    refresh(str(tmp_path / 'w'), follow=False)
+
+
+def test_a_second_refresher_is_refused(make_run, config):
+  workdir = make_run(config)
+  with (
+    workdir.lock('refresher'),
+    pytest.raises(ValueError, match='another refresher is running'),
+  ):
+    refresh(str(workdir.path), follow=False)
+
+
+def test_rows_of_another_dtype_are_built_anew(make_run, config):
+  workdir = make_run(config)
+  assert refresh(str(workdir.path), follow=False) == 0
+  other = config_lib.replace(config, index={'rows_dtype': 'float32'})
+  Workdir.create(workdir.path, 'pretrain', other)
+  assert refresh(str(workdir.path), follow=False) == 0
+  assert [x.dtype for x in manifests(workdir)] == ['bfloat16', 'float32']
+
+
+def test_once_takes_the_newest_corpus_and_follow_the_runs(
+  tmp_path, make_run, config, store
+):
+  shutil.copytree(store, tmp_path / 'z')
+  config = config_lib.replace(config, corpus=str(tmp_path / 'z'))
+  workdir = make_run(config)
+  more = small_runs.write_lines(
+    tmp_path / 'more.jsonl', [small_runs.document(77)]
+  )
+  changed = change.add(str(tmp_path / 'z'), [more], 'jsonl')
+  pinned = files.read_json(workdir.path / 'corpus.json')['fingerprint']
+  files.write_json(workdir.path / 'finished.json', {'step': 1})
+  assert refresh(str(workdir.path), follow=True) == 0
+  assert refresh(str(workdir.path), follow=False) == 0
+  first, second = manifests(workdir)
+  assert first.corpus_fingerprint == pinned
+  assert second.corpus_fingerprint == changed['fingerprint']
+  assert second.rows > first.rows
+  assert refresh(str(workdir.path), follow=True) == 0
+  assert len(manifests(workdir)) == 2
+
+
+def test_follow_ends_when_the_last_step_of_a_finished_run_has_its_version(
+  make_run, config, monkeypatch
+):
+  workdir = make_run(config, steps=(1,))
+  built = []
+
+  def finish(*arguments):
+    built.append(arguments[5])
+    if len(built) == 1:  # while the first is built, training ends
+      make_run(config, steps=(6,))
+      files.write_json(workdir.path / 'finished.json', {'step': 6})
+    return build_version(*arguments)
+
+  build_version = build.build_version
+  monkeypatch.setattr(build, 'build_version', finish)
+  assert refresh(str(workdir.path), follow=True) == 0
+  assert built == [1, 6]
+  assert [x.checkpoint_step for x in manifests(workdir)] == [1, 6]
+
+
+def test_follow_does_not_embed_the_same_parameters_again(
+  tmp_path, make_run, config
+):
+  workdir = make_run(config, steps=(1, 2), same=True)
+  assert refresh(str(workdir.path), follow=False) == 0
+  other = tmp_path / 'other'
+  shutil.copytree(workdir.path, other)
+  shutil.rmtree(workdir.index)
+  Workdir.create(
+    workdir.path,
+    'pretrain',
+    config_lib.replace(config, index_from=str(other)),
+  )
+  files.write_json(workdir.path / 'finished.json', {'step': 2})
+  assert refresh(str(workdir.path), follow=True) == 0
+  assert manifests(workdir) == []  # the trainer started with the other's
+  # Asked for by name, it is made.
+  assert refresh(str(workdir.path), follow=False) == 0
+  assert len(manifests(workdir)) == 1
+
+
+def test_sigterm_in_a_build(make_run, config, monkeypatch):
+  workdir = make_run(config)
+  embed_corpus = build.embed_corpus
+
+  def interrupt(*arguments):
+    os.kill(os.getpid(), signal.SIGTERM)
+    yield from embed_corpus(*arguments)
+
+  monkeypatch.setattr(build, 'embed_corpus', interrupt)
+  assert refresh(str(workdir.path), follow=True) == 75
+  assert manifests(workdir) == []
+
+
+def test_follow_may_start_before_its_trainer(tmp_path, monkeypatch):
+  def wait(self, timeout=None):
+    os.kill(os.getpid(), signal.SIGTERM)
+    return self.is_set()
+
+  monkeypatch.setattr('threading.Event.wait', wait)
+  assert refresh(str(tmp_path / 'none'), follow=True) == 75
+
+
+def test_old_versions_go_but_not_those_in_use(make_run, config):
+  config = config_lib.replace(config, index={'keep': 1})
+  workdir = make_run(config, steps=(1,))
+  for step in (2, 3, 4):
+    assert refresh(str(workdir.path), follow=False) == 0
+    if step == 2:
+      (workdir.swaps).write_text(
+        '{"step": 1, "version": 1, "checkpoint_step": 1}\n'
+      )
+    make_run(config, steps=(step,))
+  assert refresh(str(workdir.path), follow=False) == 0
+  assert versions.list_versions(workdir.index) == [1, 4]
+
+
+def publish(index, version, fingerprint='c'):
+  data = np.full((5, 4), version, np.float32)
+  writer = rows.VersionWriter(index, version, rows=5, dim=4, dtype='float32')
+  writer.write(0, data)
+  writer.finish()
+  writer.commit(
+    checkpoint_step=version,
+    embedder_digest='e',
+    corpus_fingerprint=fingerprint,
+    tokenizer_digest='t',
+    kind='exact',
+    recall=None,
+    build_seconds=1.0,
+  )
+
+
+def test_follower_passes_over_what_is_damaged_or_foreign(tmp_path, capsys):
+  index = tmp_path / 'index'
+  index.mkdir()
+
+  def suitable(manifest):
+    versions.check(manifest, corpus_fingerprint='c', tokenizer_digest='t')
+
+  def take():
+    deadline = time.monotonic() + 10
+    while (ready := follower.take()) is None and time.monotonic() < deadline:
+      time.sleep(0.01)
+    return ready
+
+  def passed_over(version):
+    deadline = time.monotonic() + 10
+    said = ''
+    while not said.endswith('\n') and time.monotonic() < deadline:
+      time.sleep(0.01)
+      said += capsys.readouterr().err
+    assert said.startswith(f'index version {version} passed over: ')
+    assert said.count('\n') == 1
+    assert follower.take() is None
+    return said
+
+  publish(index, 1)
+  follower = Follower(index, 1, suitable, 0.01)
+  try:
+    time.sleep(0.1)
+    assert follower.take() is None  # it is in use already
+    publish(index, 2)
+    manifest, rows_NE = take()
+    assert manifest.version == 2 and (rows_NE == 2).all()
+    publish(index, 3, fingerprint='other')
+    assert 'other, expected c' in passed_over(3)
+    directory = versions.directory(index, 4)
+    publish(tmp_path / 'aside', 4)
+    moved = versions.directory(tmp_path / 'aside', 4)
+    chunk = moved / 'rows' / 'c' / '0' / '0'
+    chunk.write_bytes(bytes(len(chunk.read_bytes())))
+    os.rename(moved, directory)
+    passed_over(4)
+    publish(index, 5)
+    assert take()[0].version == 5
+  finally:
+    follower.close()
