@@ -63,7 +63,7 @@ WORDS_IN_NOTE = 4
 # that the sentence is not the same). A reader that has learned to copy uses
 # these from the first step of pre-training on; they are what lets it find out
 # what the other wording means. Questions never borrow.
-BORROWED_WORDING = 0.5
+BORROWED_WORDING = 0.3
 
 SENTENCES_IN_NEWS = 3  # a document
 

@@ -47,8 +47,8 @@ class _Steps:
 
 
 _STEPS = {
-  'full': _Steps(160, 1200, 300, 900, 100, 100, 300),
-  'small': _Steps(100, 600, 200, 150, 50, 50, 100),
+  'full': _Steps(160, 1200, 300, 1000, 60, 50, 300),
+  'small': _Steps(100, 600, 200, 300, 60, 50, 100),
 }
 
 
@@ -212,7 +212,7 @@ class _Quickstart:
       eval_every=self._steps.refresh_every,
       freeze_retriever_steps=self._steps.frozen,
       optimizer={
-        'learning_rate': 1e-3,
+        'learning_rate': 2e-3,
         'retriever_learning_rate_scale': 0.5,
       },
     )
@@ -241,7 +241,7 @@ class _Quickstart:
       batch_size=48,
       num_candidates=1,
       max_masks=4,
-      optimizer={'learning_rate': 1e-3},
+      optimizer={'learning_rate': 2e-3},
     )
 
   def finetune(

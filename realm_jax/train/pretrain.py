@@ -21,18 +21,19 @@ TRAINED = (*RETRIEVER, 'encoder')
 def pretrain_step(
   state: TrainState,
   batch: dict[str, jax.Array],
-  index: Index,
+  index: Index | None,
   key: jax.Array,
   config: Config,
   cls_id: int,
   sep_id: int,
-) -> tuple[TrainState, Index, dict[str, jax.Array]]:
+) -> tuple[TrainState, Index | None, dict[str, jax.Array]]:
   """One step of knowledge-augmented pre-training, one XLA program.
 
   Args:
     state: with the embedders' and the encoder's parameters.
     batch: query_BL (masked), position_BM, target_BM, weight_BM, exclude_BX.
-    index: over Z; only selects the candidates.
+    index: over Z; only selects the candidates. None: the null document is
+      the only one (num_candidates 1).
     key: of dropout.
     config: static.
     cls_id: static, id of [CLS].
@@ -58,7 +59,7 @@ def pretrain_step(
 def pretrain_loss(
   params: dict[str, Any],
   batch: dict[str, jax.Array],
-  index: Index,
+  index: Index | None,
   key: jax.Array | None,
   config: Config,
   cls_id: int,
@@ -72,7 +73,7 @@ def pretrain_loss(
   # The index selects; over-retrieval leaves room for the trivial blocks.
   retrieved = config.num_candidates - 1
   exclude_BX = batch['exclude_BX']
-  if retrieved:
+  if index is not None and retrieved:
     score_BK, row_BK = search(index, query_BE, retrieved + exclude_BX.shape[1])
     _, row_BK, trivial_B = drop_excluded(
       score_BK, row_BK, exclude_BX, retrieved
@@ -102,7 +103,7 @@ def pretrain_loss(
 
 def candidates(
   params: dict[str, Any],
-  index: Index,
+  index: Index | None,
   query_BE: jax.Array,
   row_BK: jax.Array,
   keys: tuple[jax.Array | None, ...],
@@ -118,25 +119,24 @@ def candidates(
   """
   embedder = parts.bind('embedder', config, params['document_embedder'])
   batch, retrieved = row_BK.shape
-  length = index.tokens_NL.shape[1]
   null_1L = jnp.array([[cls_id, sep_id, sep_id]], jnp.int32)
   null_1E = embedder(null_1L, sep_id=sep_id, key=keys[0])
-  null_B1E = jnp.broadcast_to(null_1E[:, None], (batch, 1, null_1E.shape[1]))
-  null_B1L = jnp.broadcast_to(
-    jnp.pad(null_1L, ((0, 0), (0, length - 3)))[:, None], (batch, 1, length)
+  document_BKE = jnp.broadcast_to(
+    null_1E[:, None], (batch, 1, null_1E.shape[1])
   )
-  found_BKL = gather(index.tokens_NL, row_BK)
-  found_BKE = embedder(
-    found_BKL.reshape(batch * retrieved, length), sep_id=sep_id, key=keys[1]
-  ).reshape(batch, retrieved, -1)
-  document_BKE = jnp.concatenate([null_B1E, found_BKE], 1)
+  document_BKL = jnp.broadcast_to(null_1L[:, None], (batch, 1, 3))
+  if index is not None and retrieved:
+    found_BKL = gather(index.tokens_NL, row_BK)
+    length = found_BKL.shape[2]
+    found_BKE = embedder(
+      found_BKL.reshape(batch * retrieved, length), sep_id=sep_id, key=keys[1]
+    ).reshape(batch, retrieved, -1)
+    document_BKL = jnp.pad(document_BKL, ((0, 0), (0, 0), (0, length - 3)))
+    document_BKL = jnp.concatenate([document_BKL, found_BKL], 1)
+    document_BKE = jnp.concatenate([document_BKE, found_BKE], 1)
   score_BK = jnp.einsum('BE,BKE->BK', query_BE, document_BKE)
   valid_BK = jnp.concatenate([jnp.ones((batch, 1), bool), row_BK >= 0], 1)
-  return (
-    jnp.concatenate([null_B1L, found_BKL], 1),
-    score_BK / config.score_temperature,
-    valid_BK,
-  )
+  return document_BKL, score_BK / config.score_temperature, valid_BK
 
 
 def read_masked(
