@@ -60,7 +60,11 @@ def plot(workdir: str, picture: str) -> None:
   figure, axes = pyplot.subplots(3, 1, figsize=(7, 8), sharex=True)
   curves = (
     ('loss', ('loss',), 'nats a masked span'),
-    ('retrieval utility', ('retrieval_utility',), 'nats'),
+    (
+      'retrieval utility: of the mean passage, of the marginal',
+      ('retrieval_utility', 'marginal_utility'),
+      'nats',
+    ),
     ('recall on dev questions', ('recall@1', 'recall@5'), 'percent'),
   )
   for axis, (title, keys, unit) in zip(axes, curves, strict=True):

@@ -293,12 +293,13 @@ def test_killed_process_leaves_nothing_readable(tmp_path, vocab, write, story):
 
 def test_memory_does_not_grow_with_the_corpus(tmp_path, vocab, write, story):
   used = {}
-  for count in (2000, 8000):
+  for count in (4000, 32000):
     # The same words: the tokenizer remembers words, up to a limit.
     documents = [story(n % 500) | {'id': str(n)} for n in range(count)]
     path = write(documents, f'{count}.jsonl')
     process = start(tmp_path, 0, path, vocab, tmp_path / str(count), 1)
     used[count] = int(process.communicate()[0].split()[-1]) * 1024
-  # 6,000 documents more: 2.3 MB of input, and rows of twice as many bytes.
-  assert os.path.getsize(path) * 6 / 8 > 2_200_000
-  assert used[8000] - used[2000] < 2_000_000, used
+  # 28,000 documents more: 10 MB of input, and rows of twice as many bytes. A
+  # few megabytes of peak memory come and go with the allocator.
+  assert os.path.getsize(path) * 7 / 8 > 10_000_000
+  assert used[32000] - used[4000] < 6_000_000, used
