@@ -96,7 +96,7 @@ def train_loop(run: Run) -> int:
         or (due and run.best)
       ):
         log.check()
-        _save(run, step, state, scores.get(run.best) if run.best else None)
+        save(run, step, state, scores.get(run.best) if run.best else None)
       if last or (terminated.yes and step > first):
         break
       batch = mesh_lib.put_batch(next(run.batches), run.mesh)
@@ -121,19 +121,20 @@ def _due(step: int, every: int, last: bool) -> bool:
   return last or (every > 0 and step % every == 0)
 
 
-def record(params: dict[str, Any], version: int | None) -> dict[str, Any]:
-  """What is written about a step beside its arrays."""
-  document = params.get('document_embedder')
-  return {
-    'embedder_digest': None if document is None else tree_digest(document),
-    'index_version': version,
-  }
+def save(
+  run: Run, step: int, state: TrainState, score: float | None = None
+) -> None:
+  """Starts to save a step, unless it is the newest one saved.
 
-
-def _save(run: Run, step: int, state: TrainState, score: float | None) -> None:
-  version = run.feed.version if run.feed else None
+  Args:
+    run: whose checkpoints, and whose index version is recorded.
+    step: steps done.
+    state: at that step.
+    score: on the dev questions, where the best checkpoint is kept.
+  """
   if run.checkpoints.latest_step() == step:
     return
+  document = state.params.get('document_embedder')
   run.checkpoints.save(
     step,
     {
@@ -141,7 +142,11 @@ def _save(run: Run, step: int, state: TrainState, score: float | None) -> None:
       'opt_state': state.opt_state,
       'step': {'step': state.step},
     },
-    {'stage': run.workdir.stage, **record(state.params, version)},
+    {
+      'stage': run.workdir.stage,
+      'embedder_digest': None if document is None else tree_digest(document),
+      'index_version': run.feed.version if run.feed else None,
+    },
     score=score,
   )
 

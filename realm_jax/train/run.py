@@ -20,7 +20,7 @@ from realm_jax.parallel import mesh as mesh_lib
 from realm_jax.train import dev, finetune, ict, mlm, pretrain
 from realm_jax.train.index_feed import IndexFeed
 from realm_jax.train.initialize import initial_params
-from realm_jax.train.loop import Run, Step, record, train_loop
+from realm_jax.train.loop import Run, Step, save, train_loop
 from realm_jax.train.optimizer import make_optimizer
 from realm_jax.train.program import jit_step
 from realm_jax.train.state import TrainState
@@ -88,41 +88,29 @@ def train(stage: str, config: Config, path: str) -> int:
         step if resumed else None,
         frozen=stage == 'finetune',
       )
-    if not resumed and stage == 'pretrain':
-      # The state that version 1 belongs to; a refresher takes it as the sign
-      # that the first version is out.
-      saved.save(
-        0,
-        {
-          'params': state.params,
-          'opt_state': state.opt_state,
-          'step': {'step': state.step},
-        },
-        {
-          'stage': stage,
-          **record(state.params, feed.version if feed else None),
-        },
-      )
     metrics = MetricsWriter(workdir.path, step if resumed else None)
+    run = Run(
+      workdir=workdir,
+      config=config,
+      mesh=mesh,
+      step=jit_step(
+        _step(stage, config, corpus), mesh, state, feed and feed.index
+      ),
+      batches=prefetch.prefetch(source, step, _PREFETCH),
+      state=state,
+      feed=feed,
+      checkpoints=saved,
+      metrics=metrics,
+      evaluate=evaluate,
+      eval_every=every,
+      best=best,
+    )
     try:
-      return train_loop(
-        Run(
-          workdir=workdir,
-          config=config,
-          mesh=mesh,
-          step=jit_step(
-            _step(stage, config, corpus), mesh, state, feed and feed.index
-          ),
-          batches=prefetch.prefetch(source, step, _PREFETCH),
-          state=state,
-          feed=feed,
-          checkpoints=saved,
-          metrics=metrics,
-          evaluate=evaluate,
-          eval_every=every,
-          best=best,
-        )
-      )
+      if not resumed and stage == 'pretrain':
+        # The state that version 1 belongs to; a refresher takes it as the sign
+        # that the first version is out.
+        save(run, 0, state)
+      return train_loop(run)
     finally:
       metrics.close()
       if feed:
