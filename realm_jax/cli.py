@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import Any
 
 import realm_jax
-from realm_jax import config as config_lib
+from realm_jax import experiment
 from realm_jax.flags import (
   Parser,
   checkpoint,
@@ -167,7 +167,7 @@ def _config(verb: Parser) -> _Run:
   flag(verb, '--print', 'print the resolved keys as JSON', action='store_true')
 
   def run(config: str, overrides: dict[str, str], print: bool) -> int:
-    values = config_lib.load(config, overrides).to_dict()
+    values = experiment.load(config, overrides).to_dict()
     return _print_json(values) if print else 0
 
   return run
@@ -179,7 +179,7 @@ def _stage(verb: Parser) -> _Run:
   stage = verb.prog.split()[-1]
 
   def run(config: str, overrides: dict[str, str], workdir: str) -> int:
-    loaded = config_lib.load(config, overrides)  # fails before JAX starts
+    loaded = experiment.load(config, overrides)  # fails before JAX starts
     from realm_jax.train import run
 
     return run.train(stage, loaded, workdir)

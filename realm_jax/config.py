@@ -1,17 +1,12 @@
 """The configuration of a run: frozen dataclasses, validated at start.
 
-An experiment file (`experiments/*.py`) has a `get_config(arg)` that returns an
-`ml_collections.ConfigDict` (or a plain dict) of the keys it changes; every
-other key has the default below. The resolved configuration is written to
-`config.json` of the workdir. The keys are one of the project's fixed formats.
+Experiment files (`experiment.py`) give the keys they change; every other key
+has the default below. The resolved configuration is written to `config.json` of
+the workdir. The keys are one of the project's fixed formats.
 """
 
-import ast
 import dataclasses
-import importlib.util
-import json
 import os
-import sys
 import types
 import typing
 from typing import Any, Literal, get_args, get_origin
@@ -284,88 +279,6 @@ def replace(config: Config, **changes: Any) -> Config:
   return from_dict(merged)
 
 
-def load(path: str, overrides: dict[str, str] | None = None) -> Config:
-  """Reads an experiment file.
-
-  Args:
-    path: `FILE.py` or `FILE.py:ARG`; `get_config(ARG)` is called.
-    overrides: dotted key to the text given on the command line.
-
-  Returns:
-    The validated configuration.
-
-  Raises:
-    ValueError: the file is not there or has no get_config, or a key or value
-      is wrong.
-  """
-  file, _, argument = path.partition('.py:')
-  if argument:
-    file += '.py'
-  if not os.path.isfile(file):
-    raise ValueError(f'--config {file}: no such file')
-  spec = importlib.util.spec_from_file_location('realm_experiment', file)
-  if spec is None or spec.loader is None:
-    raise ValueError(f'--config {file}: not a Python file (FILE.py[:ARG])')
-  module = importlib.util.module_from_spec(spec)
-  # An experiment may import its neighbours.
-  sys.path.insert(0, os.path.dirname(os.path.abspath(file)))
-  try:
-    spec.loader.exec_module(module)
-  finally:
-    sys.path.pop(0)
-  if not hasattr(module, 'get_config'):
-    raise ValueError(f'--config {file}: has no get_config(arg)')
-  values = module.get_config(*([argument] if argument else []))
-  if hasattr(values, 'to_dict'):
-    values = values.to_dict()
-  for key, text in (overrides or {}).items():
-    _override(values, key, text)
-  return from_dict(values)
-
-
-def read(path: str) -> Config:
-  """Reads a `config.json` that a run wrote."""
-  with open(path, encoding='utf-8') as file:
-    values = json.load(file)
-  version = values.pop('format_version', None)
-  if version != FORMAT_VERSION:
-    raise ValueError(
-      f'{path}: format_version {version}, this program reads {FORMAT_VERSION}'
-    )
-  values.pop('stage', None)
-  return from_dict(values)
-
-
-def _override(values: dict[str, Any], key: str, text: str) -> None:
-  """Sets one dotted key from command-line text, typed by its field."""
-  *sections, name = key.split('.')
-  cls: Any = Config
-  for section in sections:
-    cls = _field_type(cls, section, key)
-    if not dataclasses.is_dataclass(cls):
-      raise ValueError(f'--config.{key}: no such key')
-    values = values.setdefault(section, {})
-  kind = _field_type(cls, name, key)
-  if dataclasses.is_dataclass(kind):
-    raise ValueError(f'--config.{key}: is a section, set one of its keys')
-  if kind is str or get_origin(kind) is Literal:
-    values[name] = text
-    return
-  try:
-    values[name] = ast.literal_eval(text.capitalize() if kind is bool else text)
-  except (ValueError, SyntaxError) as error:
-    raise ValueError(
-      f'--config.{key}={text}: expected {_type_name(kind)}'
-    ) from error
-
-
-def _field_type(cls: type, name: str, key: str) -> Any:
-  hints = typing.get_type_hints(cls)
-  if name not in hints:
-    raise ValueError(f'--config.{key}: no such key; has {", ".join(hints)}')
-  return hints[name]
-
-
 def _build(cls: type, values: Any, prefix: str) -> Any:
   if not isinstance(values, dict):
     raise ValueError(f'config.{prefix.rstrip(".")}: expected a section')
@@ -395,11 +308,12 @@ def _check(kind: Any, value: Any, where: str) -> Any:
   if kind is str and isinstance(value, os.PathLike):
     return os.fspath(value)
   if type(value) is not kind:
-    raise ValueError(f'{where}: {value!r}, expected {_type_name(kind)}')
+    raise ValueError(f'{where}: {value!r}, expected {type_name(kind)}')
   return value
 
 
-def _type_name(kind: Any) -> str:
+def type_name(kind: Any) -> str:
+  """A field's type in words, for messages."""
   names = {int: 'an integer', float: 'a number', bool: 'true or false'}
   return (
     names.get(kind, 'text')

@@ -163,6 +163,22 @@ def test_bad_usage(arguments, words, capsys):
 
 
 @pytest.mark.parametrize(
+  'text, words',
+  [
+    ('def get_config(:\n', ['line 1']),
+    ('import no_such_module\n', ['no_such_module']),
+    ('x = 1\n', ['get_config']),
+    ('def get_config():\n  return {"seed": "a"}\n', ['seed', 'integer']),
+  ],
+)
+def test_bad_experiment(tmp_path, text, words, capsys):
+  path = tmp_path / 'bad.py'
+  path.write_text(text)
+  assert cli.main(['config', '--config', str(path)]) == 2
+  assert_error(capsys, *words)
+
+
+@pytest.mark.parametrize(
   'override, words',
   [
     ('--config.nonsense=1', ['nonsense', 'batch_size']),

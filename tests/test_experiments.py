@@ -5,7 +5,7 @@ import pathlib
 
 import pytest
 
-from realm_jax import config as config_lib
+from realm_jax import experiment
 
 EXPERIMENTS = pathlib.Path(__file__).parents[1] / 'experiments'
 FILES = sorted(path.name for path in EXPERIMENTS.glob('*.py'))
@@ -30,7 +30,7 @@ NOT_RUN = (
 
 def load(name, argument=''):
   path = EXPERIMENTS / name
-  return config_lib.load(f'{path}:{argument}' if argument else str(path))
+  return experiment.load(f'{path}:{argument}' if argument else str(path))
 
 
 @pytest.mark.parametrize('name', FILES)

@@ -14,8 +14,6 @@ def test_create_then_open_gives_the_same(tmp_path):
   assert (opened.stage, opened.config) == ('ict', CONFIG)
   values = json.loads((made.path / 'config.json').read_text())
   assert values['format_version'] == 1
-  # The reader in config.py reads the same file.
-  assert config_lib.read(str(made.path / 'config.json')) == CONFIG
 
 
 def test_resume_takes_new_values_of_what_may_change(tmp_path):

@@ -1,0 +1,88 @@
+"""Experiment files: what a run changes of the configuration.
+
+An experiment file (`experiments/*.py`) has a `get_config(arg)` that returns an
+`ml_collections.ConfigDict` (or a plain dict) of the keys it changes.
+"""
+
+import ast
+import dataclasses
+import importlib.util
+import os
+import sys
+import typing
+from typing import Any, Literal, get_origin
+
+from realm_jax import config as config_lib
+
+
+def load(
+  path: str, overrides: dict[str, str] | None = None
+) -> config_lib.Config:
+  """Reads an experiment file.
+
+  Args:
+    path: `FILE.py` or `FILE.py:ARG`; `get_config(ARG)` is called.
+    overrides: dotted key to the text given on the command line.
+
+  Returns:
+    The validated configuration.
+
+  Raises:
+    ValueError: the file is not there, cannot be read as Python or has no
+      get_config, or a key or value is wrong.
+  """
+  file, _, argument = path.partition('.py:')
+  if argument:
+    file += '.py'
+  if not os.path.isfile(file):
+    raise ValueError(f'--config {file}: no such file')
+  spec = importlib.util.spec_from_file_location('realm_experiment', file)
+  if spec is None or spec.loader is None:
+    raise ValueError(f'--config {file}: not a Python file (FILE.py[:ARG])')
+  module = importlib.util.module_from_spec(spec)
+  # An experiment may import its neighbours.
+  sys.path.insert(0, os.path.dirname(os.path.abspath(file)))
+  try:
+    spec.loader.exec_module(module)
+  except (SyntaxError, ImportError) as error:
+    raise ValueError(f'--config {file}: {error}') from error
+  finally:
+    sys.path.pop(0)
+  if not hasattr(module, 'get_config'):
+    raise ValueError(f'--config {file}: has no get_config(arg)')
+  values = module.get_config(*([argument] if argument else []))
+  if hasattr(values, 'to_dict'):
+    values = values.to_dict()
+  for key, text in (overrides or {}).items():
+    _override(values, key, text)
+  return config_lib.from_dict(values)
+
+
+def _override(values: dict[str, Any], key: str, text: str) -> None:
+  """Sets one dotted key from command-line text, typed by its field."""
+  *sections, name = key.split('.')
+  cls: Any = config_lib.Config
+  for section in sections:
+    cls = _field_type(cls, section, key)
+    if not dataclasses.is_dataclass(cls):
+      raise ValueError(f'--config.{key}: no such key')
+    values = values.setdefault(section, {})
+  kind = _field_type(cls, name, key)
+  if dataclasses.is_dataclass(kind):
+    raise ValueError(f'--config.{key}: is a section, set one of its keys')
+  if kind is str or get_origin(kind) is Literal:
+    values[name] = text
+    return
+  try:
+    values[name] = ast.literal_eval(text.capitalize() if kind is bool else text)
+  except (ValueError, SyntaxError) as error:
+    raise ValueError(
+      f'--config.{key}={text}: expected {config_lib.type_name(kind)}'
+    ) from error
+
+
+def _field_type(cls: type, name: str, key: str) -> Any:
+  hints = typing.get_type_hints(cls)
+  if name not in hints:
+    raise ValueError(f'--config.{key}: no such key; has {", ".join(hints)}')
+  return hints[name]
