@@ -61,7 +61,7 @@ def write_world(
 def words_of_news(table: Iterable[Relation]) -> set[str]:
   """The words that news and questions are made of."""
   phrases = [p for r in table for p in (*r.news, *r.questions)]
-  return _words([*phrases, *toy_text.OPENINGS])
+  return _words([*phrases, *toy_text.OPENINGS, *toy_text.ASKED_FORMS])
 
 
 def words_of_encyclopedia(table: Iterable[Relation]) -> set[str]:
@@ -142,7 +142,7 @@ class _Writer:
     texts = []
     for facts_here in facts_of.values():
       sentences = [
-        f'{self._random.choice(toy_text.OPENINGS)} {self._clause(fact)}.'
+        self._sentence_of_news(fact)
         for fact in self._dealer.shuffled(facts_here)
       ]
       for start in range(0, len(sentences), step):
@@ -152,11 +152,18 @@ class _Writer:
       for number, text in enumerate(self._dealer.shuffled(texts))
     ]
 
-  def _clause(self, fact: Fact) -> str:
-    """A fact as news tell it: now and then in the encyclopedia's words."""
-    borrowed = self._random.random() < toy_text.BORROWED_WORDING
-    phrases = fact.relation.full if borrowed else fact.relation.news
-    return fact.say(self._random.choice(phrases)).removesuffix('.')
+  def _sentence_of_news(self, fact: Fact) -> str:
+    """A fact as news tell it, now and then as a quiz or in borrowed words."""
+    choose, manner = self._random.choice, self._random.random()
+    if manner < toy_text.ASKED:
+      question = choose(fact.relation.questions).removesuffix('?')
+      question = question[0].lower() + question[1:]
+      return fact.say(
+        choose(toy_text.ASKED_FORMS).replace('{question}', question)
+      )
+    borrows = manner < toy_text.ASKED + toy_text.BORROWED_WORDING
+    clause = choose(fact.relation.full if borrows else fact.relation.news)
+    return fact.say(f'{choose(toy_text.OPENINGS)} {clause.removesuffix(".")}.')
 
   def _questions(self, facts: Sequence[Fact], name: str) -> list[dict]:
     return [

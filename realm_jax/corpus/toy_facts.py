@@ -37,11 +37,11 @@ class Size:
 
 SIZES = {
   'full': Size(
-    people=240,
-    organisations=60,
+    people=200,
+    organisations=80,
     works=80,
-    places=60,
-    events=60,
+    places=80,
+    events=80,
     new_people=60,
     train=1500,
     dev=200,

@@ -47,7 +47,7 @@ class _Steps:
 
 
 _STEPS = {
-  'full': _Steps(160, 1200, 300, 1000, 60, 50, 300),
+  'full': _Steps(160, 1200, 300, 850, 100, 50, 300),
   'small': _Steps(100, 600, 200, 300, 60, 50, 100),
 }
 
@@ -204,15 +204,15 @@ class _Quickstart:
       dev_questions=str(world['questions_dev']),
       init_from=self.path('copying'),
       num_steps=self._steps.pretrain,
-      batch_size=48,
-      num_candidates=5,
+      batch_size=64,
+      num_candidates=4,
       max_masks=4,
       score_temperature=4.0,
       checkpoint_every=self._steps.refresh_every,
       eval_every=self._steps.refresh_every,
       freeze_retriever_steps=self._steps.frozen,
       optimizer={
-        'learning_rate': 2e-3,
+        'learning_rate': 1e-3,
         'retriever_learning_rate_scale': 0.5,
       },
     )
@@ -238,10 +238,10 @@ class _Quickstart:
       text_corpus=self.path('news'),
       init_from=self.path('copying'),
       num_steps=self._steps.pretrain,
-      batch_size=48,
+      batch_size=64,
       num_candidates=1,
       max_masks=4,
-      optimizer={'learning_rate': 2e-3},
+      optimizer={'learning_rate': 1e-3},
     )
 
   def finetune(
