@@ -6,7 +6,8 @@ Section 3.4 of the paper: salient span masking, and no trivial retrieval.
 import numpy as np
 
 from realm_jax.config import Config
-from realm_jax.data import masking, order, sentences
+from realm_jax.data import sentences
+from realm_jax.data.walk import Drawn, SentenceWalk
 
 
 class MaskedSentenceSource:
@@ -59,91 +60,60 @@ class MaskedSentenceSource:
       )
     self._corpus = text_corpus
     self._config = config
-    self._ordinary_ids = masking.ordinary_ids(text_corpus.tokenizer)
     room = config.query_length - 2
     table = text_corpus.sentences
-    self._sampler = sentences.SentenceSampler(
-      table, config.masking, min(config.max_masks, room)
+    self._walk = SentenceWalk(
+      text_corpus,
+      config,
+      config.query_length,
+      min(config.max_masks, room),
+      process_index,
+      process_count,
     )
-    self._rows, self.counts = sentences.usable_blocks(
-      text_corpus, self._sampler, config.masking
-    )
-    eligible_S = self._sampler.eligible
+    eligible_S = self._walk.eligible
     length_S = np.asarray(table.end) - np.asarray(table.start)
     self._holders = _Holders(corpus)
     self._own = text_corpus.fingerprint == corpus.fingerprint
-    self.counts |= {
+    self.counts = self._walk.counts | {
       'sentences_without': int((~eligible_S).sum()),
       'sentences_cropped': int((eligible_S & (length_S > room)).sum()),
       'sentences_capped': self._holders.count_beyond(config.index.max_excluded),
     }
-    self._order = order.Order(
-      len(self._rows), config.batch_size, config.seed,
-      process_index, process_count,
-    )  # fmt: skip
-    self.steps_per_epoch = self._order.steps_per_epoch
-    self._draws = self._sampler.draws
-    if config.masking == 'uniform':
-      self._draws += masking.uniform_draws(
-        config.query_length, config.max_masks
-      )
+    self.steps_per_epoch = self._walk.steps_per_epoch
 
   def __getitem__(self, step: int) -> dict[str, np.ndarray]:
-    config, tokenizer = self._config, self._corpus.tokenizer
-    row_B = self._rows[self._order.visit(step)[1]]
-    random_BR = self._order.random(step, self._draws)
-    sentence_B, span_start_B, span_end_B = self._sampler.pick(row_B, random_BR)
-    query_BL, crop_B = self._query(row_B, sentence_B, span_start_B, span_end_B)
-    if config.masking == 'uniform':
-      special_BL = np.isin(query_BL, (0, tokenizer.cls_id, tokenizer.sep_id))
-      masked = masking.mask_uniform(
-        query_BL,
-        ~special_BL,
-        config.mask_rate,
-        config.max_masks,
-        tokenizer.mask_id,
-        self._ordinary_ids,
-        random_BR[:, self._sampler.draws :],
-      )
-    else:
-      masked = masking.mask_span(
-        query_BL,
-        span_start_B - crop_B + 1,  # behind [CLS]
-        span_end_B - crop_B + 1,
-        config.max_masks,
-        tokenizer.mask_id,
-      )
-    masked_BL, position_BM, target_BM, weight_BM = masked
+    drawn = self._walk.draw(step)
+    query_BL, crop_B = self._query(drawn)
+    masked_BL, position_BM, target_BM, weight_BM = self._walk.mask(
+      query_BL,
+      drawn,
+      1 - crop_B,  # behind [CLS]
+    )
     return {
       'query_BL': masked_BL,
       'position_BM': position_BM,
       'target_BM': target_BM,
       'weight_BM': weight_BM,
       'exclude_BX': self._holders.find(
-        self._corpus.sentences.hash[sentence_B],
-        row_B if self._own else np.full_like(row_B, -1),
-        config.index.max_excluded,
+        self._corpus.sentences.hash[drawn.sentence_B],
+        drawn.row_B if self._own else np.full_like(drawn.row_B, -1),
+        self._config.index.max_excluded,
       ),
-      'sentence_B': sentence_B.astype(np.int32),
+      'sentence_B': drawn.sentence_B.astype(np.int32),
     }
 
-  def _query(
-    self,
-    row_B: np.ndarray,
-    sentence_B: np.ndarray,
-    span_start_B: np.ndarray,
-    span_end_B: np.ndarray,
-  ) -> tuple[np.ndarray, np.ndarray]:
+  def _query(self, drawn: Drawn) -> tuple[np.ndarray, np.ndarray]:
     """Unmasked `[CLS] x [SEP]`, and how much was cropped from x's start."""
     tokenizer, table = self._corpus.tokenizer, self._corpus.sentences
+    sentence_B = drawn.sentence_B
     length = self._config.query_length
     room = length - 2
-    block_BL = self._corpus.tokens(row_B)
+    block_BL = self._corpus.tokens(drawn.row_B)
     body_B, _ = sentences.body_bounds(block_BL, tokenizer.sep_id)
     width_B = table.end[sentence_B].astype(np.int64) - table.start[sentence_B]
     crop_B = np.zeros_like(width_B)
     if self._config.masking != 'uniform':
-      middle_B = (span_start_B + span_end_B) // 2
+      middle_B = (drawn.start_B + drawn.end_B) // 2
       crop_B = np.clip(middle_B - room // 2, 0, np.maximum(width_B - room, 0))
     start_B = body_B + table.start[sentence_B]
     query_BL = sentences.frame(

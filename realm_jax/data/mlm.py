@@ -7,7 +7,8 @@ from the other before a retriever supplies it (REALM.md 6).
 import numpy as np
 
 from realm_jax.config import Config
-from realm_jax.data import masking, order, sentences
+from realm_jax.data import sentences
+from realm_jax.data.walk import SentenceWalk
 
 
 class MlmSource:
@@ -46,53 +47,27 @@ class MlmSource:
       ValueError: no block can be used, or the batch cannot be sliced.
     """
     self._corpus = corpus
-    self._config = config
-    self._ordinary_ids = masking.ordinary_ids(corpus.tokenizer)
-    self._sampler = sentences.SentenceSampler(
-      corpus.sentences, config.masking, config.max_masks
+    self._walk = SentenceWalk(
+      corpus,
+      config,
+      corpus.block_length,
+      config.max_masks,
+      process_index,
+      process_count,
     )
-    self._rows, self.counts = sentences.usable_blocks(
-      corpus, self._sampler, config.masking
-    )
-    self._order = order.Order(
-      len(self._rows), config.batch_size, config.seed,
-      process_index, process_count,
-    )  # fmt: skip
-    self.steps_per_epoch = self._order.steps_per_epoch
-    self._draws = self._sampler.draws
-    if config.masking == 'uniform':
-      self._draws += masking.uniform_draws(
-        corpus.block_length, config.max_masks
-      )
+    self.counts = self._walk.counts
+    self.steps_per_epoch = self._walk.steps_per_epoch
 
   def __getitem__(self, step: int) -> dict[str, np.ndarray]:
-    config = self._config
-    row_B = self._rows[self._order.visit(step)[1]]
-    block_BL = self._corpus.tokens(row_B)
-    random_BR = self._order.random(step, self._draws)
-    sentence_B, span_start_B, span_end_B = self._sampler.pick(row_B, random_BR)
-    token_BL, segment_BL = self._join(block_BL, sentence_B)
-    tokenizer = self._corpus.tokenizer
-    if config.masking == 'uniform':
-      special_BL = np.isin(token_BL, (0, tokenizer.cls_id, tokenizer.sep_id))
-      masked = masking.mask_uniform(
-        token_BL,
-        ~special_BL,
-        config.mask_rate,
-        config.max_masks,
-        tokenizer.mask_id,
-        self._ordinary_ids,
-        random_BR[:, self._sampler.draws :],
-      )
-    else:
-      masked = masking.mask_span(
-        token_BL,
-        span_start_B + 1,  # A stands behind [CLS]
-        span_end_B + 1,
-        config.max_masks,
-        tokenizer.mask_id,
-      )
-    masked_BL, position_BM, target_BM, weight_BM = masked
+    drawn = self._walk.draw(step)
+    token_BL, segment_BL = self._join(
+      self._corpus.tokens(drawn.row_B), drawn.sentence_B
+    )
+    masked_BL, position_BM, target_BM, weight_BM = self._walk.mask(
+      token_BL,
+      drawn,
+      1,  # behind [CLS]
+    )
     return {
       'token_BL': masked_BL,
       'segment_BL': segment_BL,
