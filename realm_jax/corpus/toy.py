@@ -61,7 +61,7 @@ def write_world(
 def words_of_news(table: Iterable[Relation]) -> set[str]:
   """The words that news and questions are made of."""
   phrases = [p for r in table for p in (*r.news, *r.questions)]
-  return _words([*phrases, *toy_text.OPENINGS, *toy_text.ASKED_FORMS])
+  return _words([*phrases, *toy_text.OPENINGS])
 
 
 def words_of_encyclopedia(table: Iterable[Relation]) -> set[str]:
@@ -156,11 +156,8 @@ class _Writer:
     """A fact as news tell it, now and then as a quiz or in borrowed words."""
     choose, manner = self._random.choice, self._random.random()
     if manner < toy_text.ASKED:
-      question = choose(fact.relation.questions).removesuffix('?')
-      question = question[0].lower() + question[1:]
-      return fact.say(
-        choose(toy_text.ASKED_FORMS).replace('{question}', question)
-      )
+      question = fact.say(choose(fact.relation.questions))
+      return f'{question.removesuffix("?")}: {fact.value}.'
     borrows = manner < toy_text.ASKED + toy_text.BORROWED_WORDING
     clause = choose(fact.relation.full if borrows else fact.relation.news)
     return fact.say(f'{choose(toy_text.OPENINGS)} {clause.removesuffix(".")}.')

@@ -47,8 +47,8 @@ class _Steps:
 
 
 _STEPS = {
-  'full': _Steps(160, 1200, 300, 850, 100, 50, 300),
-  'small': _Steps(100, 600, 200, 300, 60, 50, 100),
+  'full': _Steps(200, 1200, 300, 750, 100, 25, 300),
+  'small': _Steps(100, 600, 200, 250, 60, 25, 100),
 }
 
 
@@ -212,8 +212,9 @@ class _Quickstart:
       eval_every=self._steps.refresh_every,
       freeze_retriever_steps=self._steps.frozen,
       optimizer={
-        'learning_rate': 1e-3,
+        'learning_rate': 1.5e-3,
         'retriever_learning_rate_scale': 0.5,
+        'warmup_steps': self._steps.frozen,
       },
     )
 
@@ -241,7 +242,7 @@ class _Quickstart:
       batch_size=64,
       num_candidates=1,
       max_masks=4,
-      optimizer={'learning_rate': 1e-3},
+      optimizer={'learning_rate': 1.5e-3, 'warmup_steps': self._steps.frozen},
     )
 
   def finetune(

@@ -18,7 +18,8 @@ def make_optimizer(config: Config) -> optax.GradientTransformation:
   weight decay on matrices only, linear warm-up and decay to 0. The retriever's
   parameters have a learning rate of their own and stay fixed for the first
   `freeze_retriever_steps` steps; its moments are gathered meanwhile (from
-  empty ones the first free steps would be several times too long).
+  empty ones the first free steps would be several times too long), and its
+  rate then warms up over `warmup_steps` as the reader's did at the start.
   """
   options = config.optimizer
   schedule = optax.join_schedules(
@@ -39,7 +40,9 @@ def make_optimizer(config: Config) -> optax.GradientTransformation:
     else _scale_by_adam_uncorrected(options),
     optax.add_decayed_weights(options.weight_decay, mask=_decayed),
     _scale_retriever(
-      options.retriever_learning_rate_scale, config.freeze_retriever_steps
+      options.retriever_learning_rate_scale,
+      config.freeze_retriever_steps,
+      options.warmup_steps,
     ),
     optax.scale_by_learning_rate(schedule),
   )
@@ -83,9 +86,9 @@ def _scale_by_adam_uncorrected(
 
 
 def _scale_retriever(
-  scale: float, freeze_steps: int
+  scale: float, freeze_steps: int, warmup_steps: int
 ) -> optax.GradientTransformation:
-  """Scales the retriever's updates; by 0 in the first `freeze_steps`."""
+  """Scales the retriever's updates: 0 in the first steps, then a warm-up."""
 
   def init(params: Any) -> optax.ScaleByScheduleState:
     del params
@@ -97,7 +100,10 @@ def _scale_retriever(
     params: Any = None,
   ) -> tuple[Any, optax.ScaleByScheduleState]:
     del params
-    factor = jnp.where(state.count < freeze_steps, 0.0, scale)
+    factor = scale
+    if freeze_steps:
+      thawed = (state.count - freeze_steps + 1) / max(warmup_steps, 1)
+      factor = scale * jnp.clip(thawed, 0.0, 1.0)
     updates = {
       part: jax.tree.map(lambda u: u * factor, tree)
       if part in RETRIEVER

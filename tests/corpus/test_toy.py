@@ -107,7 +107,7 @@ def test_documents_fit_and_news_are_short(world):
   assert len(set(ids)) == len(ids)
   for document in world['news']:
     for sentence in document['text'].split('. '):
-      assert 7 <= len(sentence.split()) <= 20
+      assert 5 <= len(sentence.split()) <= 14
 
 
 def test_encyclopedia_knows_every_word(world):

@@ -72,7 +72,9 @@ def test_salient_masks_are_salient_spans(corpus):
 
 def test_batches_are_pure_and_slices_make_the_whole(corpus):
   source = make(corpus, 'uniform')
-  parts = [MlmSource(corpus, source._config, index, 3)[2] for index in range(3)]
+  parts = [
+    MlmSource(corpus, source._walk._config, index, 3)[2] for index in range(3)
+  ]
   for name, values in make(corpus, 'uniform')[2].items():
     np.testing.assert_array_equal(
       np.concatenate([part[name] for part in parts]), values

@@ -238,6 +238,25 @@ def test_retriever_is_frozen_for_the_first_steps():
   assert moved(3) == {'document_embedder': True, 'encoder': True}
 
 
+def test_retriever_warms_up_after_the_thaw():
+  config = config_lib.replace(
+    CONFIG,
+    freeze_retriever_steps=3,
+    optimizer={'warmup_steps': 2, 'retriever_learning_rate_scale': 0.5},
+  )
+  params = {
+    'document_embedder': {'kernel': jnp.ones((2, 2))},
+    'encoder': {'kernel': jnp.ones((2, 2))},
+  }
+  tx = make_optimizer(config)
+  state, ratios = tx.init(params), []
+  for _ in range(6):
+    updates, state = tx.update(params, state, params)
+    moved = [updates[part]['kernel'][0, 0] for part in params]
+    ratios.append(float(moved[0] / moved[1]) if moved[1] else 0.0)
+  assert ratios == [0.0, 0.0, 0.0, 0.25, 0.5, 0.5]
+
+
 def test_excluded_blocks_are_no_candidates():
   """Excluding all blocks but some leaves just those, and the null document."""
   batch = _pretrain_batch()
