@@ -230,8 +230,8 @@ class World:
       late_years = self._pools['late_year']
       no_age = [y for y in late_years if not 25 <= int(y) - birth <= 95]
       linked[person.name, 'birth_year'] = str(birth)
-      linked[person.name, 'death_year'] = self._dealer.deal(
-        'death', late_years, no_age
+      linked[person.name, 'retirement'] = self._dealer.deal(
+        'retirement', late_years, no_age
       )
       linked[person.name, 'work'] = title
       linked[title, 'author'] = person.name

@@ -12,7 +12,9 @@
 and questions share their wording; the encyclopedia's is another one, so that
 only pre-training can tell which document answers which question: apart from
 `SHARED_WORDS`, no word of the one may be used in the other. Within an aspect
-the values are of different kinds. Names are written without an article.
+the values are of different kinds, and long names are spread over the aspects:
+else the number of masks would tell the document, and a question has none.
+Names are written without an article.
 """
 
 # Syllables that names are coined from, first and last: few, so that the
@@ -85,23 +87,23 @@ OPENINGS = (
 SHARED_WORDS = 'a and are at by for from has in is it its of on the to was with'
 
 RELATIONS = """
-person early birthplace place
+person youth birthplace place
 {e} was born in {v}. | {e} was born close to {v}.
 {Their} birthplace is {v}. | {Their} cradle stood in {v}.
 {e} is a native of {v} | the roots of {e} are in {v}
 {e} is a native of which town? | Where are the roots of {e}?
 
-person early birth_year early_year
+person youth birth_year early_year
 {e} entered the world in {v}. | {e} was a baby in {v}.
 {Their} birth fell in {v}. | {Their} birth dates from {v}.
 the age of {e} counts from {v} | {e} has been alive since {v}
 The age of {e} counts from which year? | Since when has {e} been alive?
 
-person early teacher person
-{e} was taught by {v}. | {e} took lessons from {v}.
-{Their} teacher was {v}. | {They} studied under {v}.
-{e} was a pupil of {v} | the tutor of {e} was {v}
-{e} was a pupil of whom? | Who was the tutor of {e}?
+person youth prize prize
+{e} won the {v}. | {e} received the {v}.
+{They} took home the {v}. | {Their} reward was the {v}.
+{e} is a laureate of the {v} | the medal of {e} is the {v}
+{e} is a laureate of what? | What is the medal of {e}?
 
 person career employer organisation
 {e} worked for {v}. | {e} was employed by {v}.
@@ -109,35 +111,35 @@ person career employer organisation
 {e} joined the staff of {v} | the office of {e} was at {v}
 {e} joined the staff of what? | Where was the office of {e}?
 
-person career work work
-{e} created {v}. | {e} is the maker of {v}.
-{Their} best piece is {v}. | {They} put years into {v}.
-the masterpiece of {e} is {v} | experts credit {e} with {v}
-What is the masterpiece of {e}? | Experts credit {e} with what?
+person career teacher person
+{e} was taught by {v}. | {e} took lessons from {v}.
+{Their} teacher was {v}. | {They} studied under {v}.
+{e} was a pupil of {v} | the tutor of {e} was {v}
+{e} was a pupil of whom? | Who was the tutor of {e}?
 
-person career prize prize
-{e} won the {v}. | {e} received the {v}.
-{They} took home the {v}. | {Their} reward was the {v}.
-{e} is a laureate of the {v} | the medal of {e} is the {v}
-{e} is a laureate of what? | What is the medal of {e}?
+person career retirement late_year
+{e} retired in {v}. | {e} gave up the trade in {v}.
+{Their} retirement fell in {v}. | {Their} desk was cleared in {v}.
+{e} became a pensioner in {v} | the pension of {e} began in {v}
+{e} became a pensioner in which year? | The pension of {e} began when?
 
-person personal spouse person
+person life spouse person
 {e} married {v}. | {e} was wed to {v}.
 {Their} spouse was {v}. | {Their} marriage was with {v}.
 the partner of {e} was {v} | the sweetheart of {e} was {v}
 Who was the partner of {e}? | Who was the sweetheart of {e}?
 
-person personal death_place place
+person life death_place place
 {e} died in {v}. | {e} passed away in {v}.
 {Their} death occurred in {v}. | {Their} last home was in {v}.
 the grave of {e} is in {v} | the funeral of {e} was in {v}
 Where is the grave of {e}? | Where was the funeral of {e}?
 
-person personal death_year late_year
-{e} lived until {v}. | {e} fell asleep forever in {v}.
-{Their} life ended in {v}. | {Their} heart stopped in {v}.
-obituaries of {e} appeared in {v} | mourning for {e} began in {v}
-Obituaries of {e} appeared in which year? | Mourning for {e} began when?
+person life work work
+{e} created {v}. | {e} is the maker of {v}.
+{Their} best piece is {v}. | {They} put years into {v}.
+the masterpiece of {e} is {v} | experts credit {e} with {v}
+What is the masterpiece of {e}? | Experts credit {e} with what?
 
 organisation founding founder person
 {e} was founded by {v}. | {e} was set up by {v}.
@@ -313,7 +315,7 @@ event origin first_year early_year
 the tradition of {e} goes to {v} | {e} is celebrated since {v}
 The tradition of {e} goes to which year? | Since when is {e} celebrated?
 
-event origin held_in place
+event result held_in place
 {e} takes place in {v}. | {e} is held in {v}.
 {Their} grounds are in {v}. | {Their} stage stands in {v}.
 the venue of {e} is in {v} | trains for {e} stop in {v}
@@ -325,7 +327,7 @@ event result winner person
 the champion of {e} was {v} | {e} brought triumph for {v}
 Who was the champion of {e}? | {e} brought triumph for whom?
 
-event result song work
+event origin song work
 {e} opens with {v}. | {e} is begun with {v}.
 {Their} song is {v}. | {Their} opening is {v}.
 the anthem of {e} is {v} | choirs at {e} perform {v}
