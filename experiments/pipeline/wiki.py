@@ -234,7 +234,9 @@ class Pipeline:
     return metrics
 
   def _summary(self, rows: dict[str, dict[str, Any] | None]) -> None:
-    """Writes summary.json and prints the table."""
+    """Writes summary.json and learning.png, and prints the table."""
+    from realm_jax.evaluate import curves
+
     scores = ('recall@1', 'recall@5', 'recall@20', 'exact_match', 'f1')
     table = {
       name: {
@@ -250,6 +252,7 @@ class Pipeline:
       for line in _lines(self.workdir / 'pretrain/metrics.jsonl')
       if 'retrieval_utility' in line
     ]
+    curves.plot(self.workdir / 'pretrain', self.workdir / 'learning.png')
     seconds = self._seconds()
     summary = {
       'nq_test': table,

@@ -12,6 +12,7 @@ from realm_jax import config as config_lib
 from realm_jax.config import Config
 from realm_jax.corpus import change, toy
 from realm_jax.corpus.prepare import prepare
+from realm_jax.evaluate import curves
 from realm_jax.evaluate.evaluate import evaluate
 from realm_jax.index.refresh import refresh
 from realm_jax.jobs import quickstart_report
@@ -109,7 +110,7 @@ def quickstart(workdir: str, seed: int, size: str) -> dict[str, Any]:
     'index_versions_used': used,
     'seconds': round(time.monotonic() - began, 1),
   }
-  quickstart_report.plot(run.path('pretrain'), run.path('learning.png'))
+  curves.plot(run.path('pretrain'), run.path('learning.png'))
   files.write_json(run.path('summary.json'), summary)
   quickstart_report.table(summary, run.path('learning.png'))
   return summary
