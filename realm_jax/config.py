@@ -166,7 +166,9 @@ class Config:
   seed: int = 0
   num_steps: int = 1000
   batch_size: int = 32  # global
+  micro_batches: int = 1  # parts of a batch, one after the other (not ict)
   log_every: int = 50
+  sample_every: int = 500  # steps between sampled retrievals; 0: none
   checkpoint_every: int = 500
   keep_checkpoints: int = 3
 
@@ -203,6 +205,7 @@ class Config:
     for name in (
       'num_steps',
       'batch_size',
+      'micro_batches',
       'log_every',
       'checkpoint_every',
       'keep_checkpoints',
@@ -217,7 +220,12 @@ class Config:
       'max_answer_length',
     ):
       _at_least('', name, getattr(self, name), 1)
-    for name in ('seed', 'freeze_retriever_steps', 'eval_every'):
+    for name in (
+      'seed',
+      'sample_every',
+      'freeze_retriever_steps',
+      'eval_every',
+    ):
       _at_least('', name, getattr(self, name), 0)
     if self.score_temperature <= 0:
       raise ValueError(

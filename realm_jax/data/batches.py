@@ -51,6 +51,7 @@ class QuestionSource:
       ValueError: the batch cannot be sliced.
     """
     self._labels = labels
+    self._ids = [question.id for question in questions]
     self._query_QL, truncated = encode_questions(
       [question.question for question in questions], tokenizer, query_length
     )
@@ -59,6 +60,10 @@ class QuestionSource:
       len(questions), batch_size, seed, process_index, process_count
     )
     self.steps_per_epoch = self._order.steps_per_epoch
+
+  def ids(self, step: int) -> list[str]:
+    """Which questions a step's batch is made of."""
+    return [self._ids[number] for number in self._order.visit(step)[1]]
 
   def __getitem__(self, step: int) -> dict[str, np.ndarray]:
     _, question_B = self._order.visit(step)
@@ -132,6 +137,7 @@ class ClosedBookSource:
         f'questions: none of {len(questions)} has a plain answer of at most '
         f'max_answer_length = {max_answer_length} wordpieces'
       )
+    self._ids = [question.id for question in used]
     self._target_TM = np.array(targets, np.int32)
     self._offsets = np.array(offsets)
     self._token_QL, self._segment_QL, self._position_QM, truncated = (
@@ -152,6 +158,10 @@ class ClosedBookSource:
       len(used), batch_size, seed, process_index, process_count
     )
     self.steps_per_epoch = self._order.steps_per_epoch
+
+  def ids(self, step: int) -> list[str]:
+    """Which questions a step's batch is made of."""
+    return [self._ids[number] for number in self._order.visit(step)[1]]
 
   def __getitem__(self, step: int) -> dict[str, np.ndarray]:
     _, question_B = self._order.visit(step)

@@ -85,6 +85,10 @@ class IctSource:
     )
     self.steps_per_epoch = self._order.steps_per_epoch
 
+  def ids(self, step: int) -> list[str]:
+    """Which blocks a step's batch is made of."""
+    return sentences.block_ids(self._corpus, self._rows(step)[0])
+
   def __getitem__(self, step: int) -> dict[str, np.ndarray]:
     row_B, several_B = self._rows(step)
     draw_BR = self._order.random(step, 2)

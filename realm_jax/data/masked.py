@@ -81,6 +81,10 @@ class MaskedSentenceSource:
     }
     self.steps_per_epoch = self._walk.steps_per_epoch
 
+  def ids(self, step: int) -> list[str]:
+    """Which blocks a step's batch is made of."""
+    return sentences.block_ids(self._corpus, self._walk.rows(step))
+
   def __getitem__(self, step: int) -> dict[str, np.ndarray]:
     drawn = self._walk.draw(step)
     query_BL, crop_B = self._query(drawn)

@@ -58,6 +58,10 @@ class MlmSource:
     self.counts = self._walk.counts
     self.steps_per_epoch = self._walk.steps_per_epoch
 
+  def ids(self, step: int) -> list[str]:
+    """Which blocks a step's batch is made of."""
+    return sentences.block_ids(self._corpus, self._walk.rows(step))
+
   def __getitem__(self, step: int) -> dict[str, np.ndarray]:
     drawn = self._walk.draw(step)
     token_BL, segment_BL = self._join(

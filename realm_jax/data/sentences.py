@@ -31,6 +31,11 @@ class Choices:
     return self._items[self._offsets[owner_B] + place_B]
 
 
+def block_ids(corpus, row_B: np.ndarray) -> list[str]:
+  """Blocks as messages name them."""
+  return [f'{corpus.document_id(row)} (block {row})' for row in row_B.tolist()]
+
+
 def alive_rows(corpus) -> np.ndarray:
   """bool [N]: rows that were not removed."""
   return np.asarray(corpus.alive(0, corpus.num_blocks), bool)

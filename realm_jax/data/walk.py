@@ -70,9 +70,13 @@ class SentenceWalk:
     if config.masking == 'uniform':
       self._draws += masking.uniform_draws(length, config.max_masks)
 
+  def rows(self, step: int) -> np.ndarray:
+    """The blocks of a step."""
+    return self._rows[self._order.visit(step)[1]]
+
   def draw(self, step: int) -> Drawn:
     """The sentences of a step, the same ones at every call."""
-    row_B = self._rows[self._order.visit(step)[1]]
+    row_B = self.rows(step)
     random_BR = self._order.random(step, self._draws)
     return Drawn(
       row_B,

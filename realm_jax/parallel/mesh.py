@@ -54,12 +54,15 @@ def make_mesh(
   )
 
 
-def check_batch(name: str, batch_size: int, mesh: jax.sharding.Mesh) -> None:
-  """Raises ValueError when the `data` axis does not divide the batch."""
+def check_batch(
+  name: str, batch_size: int, mesh: jax.sharding.Mesh, parts: int = 1
+) -> None:
+  """Raises ValueError when a part cannot be split over the `data` axis."""
   data = mesh.shape['data']
-  if batch_size % data:
+  if batch_size % (data * parts):
+    by = f' times micro_batches {parts}' if parts > 1 else ''
     raise ValueError(
-      f'{name}: {batch_size} is not a multiple of mesh.data {data}'
+      f'{name}: {batch_size} is not a multiple of mesh.data {data}{by}'
     )
 
 
@@ -82,17 +85,17 @@ def put_batch(
   }
 
 
-def split_batch(x: jax.Array) -> jax.Array:
-  """Keeps the first axis of an activation split over `data`.
+def split_batch(x: jax.Array, axis: int = 0) -> jax.Array:
+  """Keeps the batch axis of an activation split over `data`.
 
   Without it XLA may follow the parameters' split instead, and gather whole
   activations. A no-op outside a mesh, and for a batch that `data` does not
   divide (the null document).
   """
   mesh = jax.sharding.get_abstract_mesh()
-  if mesh.empty or x.shape[0] % mesh.shape['data']:
+  if mesh.empty or x.shape[axis] % mesh.shape['data']:
     return x
-  return jax.lax.with_sharding_constraint(x, BATCH)
+  return jax.lax.with_sharding_constraint(x, P(*(None,) * axis, 'data'))
 
 
 def padded_rows(num_rows: int, mesh: jax.sharding.Mesh) -> int:
@@ -167,6 +170,11 @@ def tree_shardings(tree: Any, mesh: jax.sharding.Mesh) -> Any:
   return jax.tree.map(
     lambda leaf: NamedSharding(mesh, parameter_spec(leaf.shape, mesh)), tree
   )
+
+
+def replicated(mesh: jax.sharding.Mesh) -> NamedSharding:
+  """Whole on every device."""
+  return NamedSharding(mesh, P())
 
 
 def rows_sharding(mesh: jax.sharding.Mesh) -> NamedSharding:

@@ -4,7 +4,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import optax
 
 from realm_jax.config import Config
 from realm_jax.index.gather import gather
@@ -12,8 +11,8 @@ from realm_jax.index.search import Index, search
 from realm_jax.model import parts
 from realm_jax.model.joint import join
 from realm_jax.train import losses
-from realm_jax.train.optimizer import make_optimizer
 from realm_jax.train.state import TrainState, query_embedder
+from realm_jax.train.update import Batch, update
 
 TRAINED = ('query_embedder', 'reader')
 
@@ -106,7 +105,9 @@ def finetune_step(
     in the beam, a gold span among the blocks read), span_accuracy.
   """
 
-  def loss_fn(trained: dict[str, Any]) -> Any:
+  questions = batch['query_BL'].shape[0]
+
+  def loss_fn(trained: dict[str, Any], batch: Batch, key: jax.Array) -> Any:
     reading = read(
       {**state.params, **trained},
       batch['query_BL'],
@@ -115,22 +116,19 @@ def finetune_step(
       config,
       sep_id,
     )
-    return finetune_loss(reading, batch)
+    return finetune_loss(reading, batch, questions)
 
-  trained = {part: state.params[part] for part in TRAINED}
-  (loss, metrics), grads = jax.value_and_grad(loss_fn, has_aux=True)(trained)
-  metrics = {
-    'loss': loss,
-    **metrics,
-    'gradient_norm': optax.tree.norm(grads),
-  }
-  return state.update(grads, make_optimizer(config)), index, metrics
+  state, metrics = update(state, TRAINED, loss_fn, batch, key, config)
+  return state, index, metrics
 
 
 def finetune_loss(
-  reading: Reading, batch: dict[str, jax.Array]
+  reading: Reading, batch: Batch, questions: int
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
-  """[any c_k] L_retr + [any gold span] L_read, the mean over questions."""
+  """[any c_k] L_retr + [any gold span] L_read, the mean over questions.
+
+  `batch` may be a part of the global batch, which has `questions` of them.
+  """
   row_BK, valid_BRJW = reading.row_BK, reading.valid_BRJW
   beam = valid_BRJW.shape[1]
   place_BK, gold_BK = _find(batch['gold_row_BC'], row_BK)
@@ -152,7 +150,7 @@ def finetune_loss(
   right_B = jnp.take_along_axis(
     gold_BRJW.reshape(len(row_BK), -1), best_B[:, None], 1
   )[:, 0]
-  return (retr_B + read_B).mean(), {
+  return (retr_B + read_B).sum() / questions, {
     'retriever_loss': retr_B.sum() / jnp.maximum(has_row_B.sum(), 1),
     'reader_loss': read_B.sum() / jnp.maximum(has_span_B.sum(), 1),
     'retrieved_rate': has_row_B.mean(),

@@ -3,13 +3,13 @@
 from typing import Any
 
 import jax
-import optax
 
 from realm_jax.config import Config
 from realm_jax.model import parts
 from realm_jax.train import losses
-from realm_jax.train.optimizer import RETRIEVER, make_optimizer
-from realm_jax.train.state import TrainState, query_embedder, select
+from realm_jax.train.optimizer import RETRIEVER
+from realm_jax.train.state import TrainState, query_embedder
+from realm_jax.train.update import Batch, update
 
 TRAINED = RETRIEVER
 
@@ -33,9 +33,9 @@ def ict_step(
   Returns:
     The next state and metrics: loss (nats), ict_accuracy, gradient_norm.
   """
-  query_key, block_key = jax.random.split(key)
 
-  def loss_fn(trained: dict[str, Any]) -> Any:
+  def loss_fn(trained: dict[str, Any], batch: Batch, key: jax.Array) -> Any:
+    query_key, block_key = jax.random.split(key)
     query_side = parts.bind('embedder', config, query_embedder(trained))
     block_side = parts.bind('embedder', config, trained['document_embedder'])
     return losses.ict_loss(
@@ -44,11 +44,5 @@ def ict_step(
       config.score_temperature,
     )
 
-  trained = select(state.params, TRAINED)
-  (loss, metrics), grads = jax.value_and_grad(loss_fn, has_aux=True)(trained)
-  metrics = {
-    'loss': loss,
-    **metrics,
-    'gradient_norm': optax.tree.norm(grads),
-  }
-  return state.update(grads, make_optimizer(config)), metrics
+  # In-batch negatives need the batch whole: inputs.py refuses micro-batches.
+  return update(state, TRAINED, loss_fn, batch, key, config)

@@ -14,7 +14,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -25,6 +25,7 @@ from realm_jax.index.refresh import SIGTERM_STATUS
 from realm_jax.index.search import Index
 from realm_jax.parallel import mesh as mesh_lib
 from realm_jax.train.index_feed import IndexFeed
+from realm_jax.train.samples import SampleLog
 from realm_jax.train.state import TrainState
 from realm_jax.workdir import files
 from realm_jax.workdir.checkpoints import Checkpoints
@@ -32,7 +33,7 @@ from realm_jax.workdir.digest import tree_digest
 from realm_jax.workdir.metrics import MetricsWriter
 from realm_jax.workdir.run import Workdir
 
-Metrics = dict[str, jax.Array]
+Metrics = dict[str, Any]  # scalars; of pre-training also `sample`
 Step = Callable[
   [TrainState, dict[str, jax.Array], Index | None, jax.Array],
   tuple[TrainState, Index | None, Metrics],
@@ -48,10 +49,12 @@ class Run:
   mesh: jax.sharding.Mesh
   step: Step  # jitted; state and index are donated
   batches: Iterator[dict[str, np.ndarray]]  # from the first step on
+  ids: Callable[[int], list[str]]  # of what step n, from 0, is made of
   state: TrainState
   feed: IndexFeed | None  # None: the stage has no index
   checkpoints: Checkpoints
   metrics: MetricsWriter
+  samples: SampleLog | None
   # Scores on dev questions, and the one of them that picks the best
   # checkpoint; called every `eval_every` steps and at the end.
   evaluate: Callable[[TrainState, Index | None], dict[str, float]] | None
@@ -69,7 +72,8 @@ def train_loop(run: Run) -> int:
     0 when done, 75 when SIGTERM came and the state was saved.
 
   Raises:
-    FloatingPointError: the loss is not finite; names the step.
+    FloatingPointError: the loss is not finite; names the first such step and
+      what its batch was made of. Nothing of it has been saved.
   """
   config = run.config
   first = int(run.state.step)
@@ -99,14 +103,17 @@ def train_loop(run: Run) -> int:
         save(run, step, state, scores.get(run.best) if run.best else None)
       if last or (terminated.yes and step > first):
         break
-      batch = mesh_lib.put_batch(next(run.batches), run.mesh)
+      batch = next(run.batches)
       index = feed.index if feed else None
       state, index, metrics = run.step(
-        state, batch, index, jax.random.fold_in(key, step)
+        state,
+        mesh_lib.put_batch(batch, run.mesh),
+        index,
+        jax.random.fold_in(key, step),
       )
       if feed:
         feed.index = index
-      log.previous(step + 1, metrics)
+      log.previous(step + 1, metrics, batch)
       advance()
     log.flush()
   run.checkpoints.close()
@@ -151,25 +158,41 @@ def save(
   )
 
 
+class _Pending(NamedTuple):
+  """A step that is logged while the next one runs."""
+
+  step: int
+  metrics: Metrics
+  index: dict[str, Any] | None  # version and staleness; None: no line
+  batch: dict[str, np.ndarray] | None  # None: no samples
+
+
 class _Log:
   """Writes a step's metrics while the next one runs."""
 
   def __init__(self, run: Run, first: int):
     self._run = run
-    self._pending: tuple[int, Metrics, dict[str, Any]] | None = None
+    self._pending: _Pending | None = None
+    self._unchecked: list[tuple[int, jax.Array]] = []  # step, its loss
     self._since = (first, time.monotonic())
     self._warm = False
-    self._last: tuple[int, jax.Array] | None = None
 
-  def previous(self, step: int, metrics: Metrics) -> None:
+  def previous(
+    self, step: int, metrics: Metrics, batch: dict[str, np.ndarray]
+  ) -> None:
     """Logs the step before; `step` is logged by the next call."""
     self.flush()
-    self._last = (step, metrics['loss'])
+    self._unchecked.append((step, metrics['loss']))
     config = self._run.config
-    if step % config.log_every == 0 or step == config.num_steps:
-      feed = self._run.feed
-      index = {} if feed is None else feed.staleness(step)
-      self._pending = (step, metrics, index)
+    logged = _due(step, config.log_every, step == config.num_steps)
+    sampled = self._run.samples and _due(step, config.sample_every, False)
+    if logged or sampled:
+      self._pending = _Pending(
+        step,
+        metrics,
+        self._index(step) if logged else None,
+        batch if sampled else None,
+      )
     if not self._warm:
       # The first step compiles: it is no measure of speed.
       jax.block_until_ready(metrics)
@@ -179,10 +202,16 @@ class _Log:
   def flush(self) -> None:
     if self._pending is None:
       return
-    step, metrics, index = self._pending
+    step, metrics, index, batch = self._pending
     self._pending = None
-    values = {name: float(v) for name, v in jax.device_get(metrics).items()}
+    values = jax.device_get(metrics)
+    sample = values.pop('sample', None)
     self.check()
+    if batch is not None and self._run.samples:
+      self._run.samples.write(step, batch, sample)
+    if index is None:
+      return
+    values = {name: float(value) for name, value in values.items()}
     before, began = self._since
     now = time.monotonic()
     self._since = (step, now)
@@ -193,19 +222,22 @@ class _Log:
     self._run.metrics.write(step, {**values, **index})
 
   def check(self) -> None:
-    """Raises FloatingPointError if the last step's loss is not finite."""
-    if self._last is None:
-      return
-    step, loss = self._last
-    if not math.isfinite(float(loss)):
-      raise FloatingPointError(f'step {step}: the loss is {float(loss)}')
+    """Raises FloatingPointError if a step's loss was not finite."""
+    unchecked, self._unchecked = self._unchecked, []
+    losses = jax.device_get([loss for _, loss in unchecked])
+    for (step, _), loss in zip(unchecked, losses, strict=True):
+      if not math.isfinite(loss):
+        ids = ', '.join(self._run.ids(step - 1))
+        raise FloatingPointError(f'step {step}: the loss is {loss} on {ids}')
 
   def evaluated(self, step: int, scores: dict[str, float]) -> None:
     self.flush()
-    feed = self._run.feed
-    index = {} if feed is None else feed.staleness(step)
-    self._run.metrics.write(step, {**scores, **index})
+    self._run.metrics.write(step, {**scores, **self._index(step)})
     self._since = (step, time.monotonic())
+
+  def _index(self, step: int) -> dict[str, Any]:
+    feed = self._run.feed
+    return {} if feed is None else feed.staleness(step)
 
 
 class _Terminated:

@@ -34,10 +34,20 @@ def token_log_probs(logits_BMV: jax.Array, target_BM: jax.Array) -> jax.Array:
   return chosen_BM - jax.nn.logsumexp(logits_BMV, axis=-1)
 
 
+def marginal_count(
+  weight_BM: jax.Array, kind: Literal['sequence', 'token']
+) -> jax.Array:
+  """What `marginal_loss` is the mean over: examples or masked tokens, >= 1."""
+  weight_B = weight_BM.sum(-1)
+  counted_B = weight_B > 0 if kind == 'sequence' else weight_B
+  return jnp.maximum(counted_B.sum(), 1)
+
+
 def marginal_loss(
   candidate_log_prob_BK: jax.Array,
   token_log_prob_BKM: jax.Array,
   weight_BM: jax.Array,
+  total: jax.Array,
   kind: Literal['sequence', 'token'],
 ) -> tuple[jax.Array, dict[str, Any]]:
   """Negative log marginal likelihood of the masked tokens.
@@ -51,27 +61,25 @@ def marginal_loss(
       Candidate 0 is the null document.
     token_log_prob_BKM: log p(y_j|z,x).
     weight_BM: 1 where a token is masked, else 0.
+    total: `marginal_count` of the global batch.
     kind: which marginal.
 
   Returns:
-    The loss over the global batch, and metrics: `log_prob_BK`, log p(y|z,x),
-    and `log_marginal_B`, log p(y|x).
+    The loss, this batch's share of that of the global batch; and metrics:
+    `log_prob_BK`, log p(y|z,x), and `log_marginal_B`, log p(y|x).
   """
   valid_BK = candidate_log_prob_BK > _NEG_INF
   prior_BK = jnp.where(valid_BK, candidate_log_prob_BK, 0.0)
   token_log_prob_BKM = token_log_prob_BKM * weight_BM[:, None, :]
   log_prob_BK = token_log_prob_BKM.sum(-1)
   log_marginal_B = masked_logsumexp(prior_BK + log_prob_BK, valid_BK)
-  example_B = (weight_BM.sum(-1) > 0).astype(jnp.float32)
   if kind == 'sequence':
-    loss = -(log_marginal_B * example_B).sum() / jnp.maximum(example_B.sum(), 1)
+    loss = -jnp.where(weight_BM.sum(-1) > 0, log_marginal_B, 0.0).sum() / total
   else:
     token_marginal_BM = masked_logsumexp(
       prior_BK[:, :, None] + token_log_prob_BKM, valid_BK[:, :, None], axis=1
     )
-    loss = -(token_marginal_BM * weight_BM).sum() / jnp.maximum(
-      weight_BM.sum(), 1
-    )
+    loss = -(token_marginal_BM * weight_BM).sum() / total
   return loss, {'log_prob_BK': log_prob_BK, 'log_marginal_B': log_marginal_B}
 
 

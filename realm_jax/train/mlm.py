@@ -4,13 +4,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import optax
 
 from realm_jax.config import Config
 from realm_jax.model import parts
 from realm_jax.train import losses
-from realm_jax.train.optimizer import make_optimizer
 from realm_jax.train.state import TrainState
+from realm_jax.train.update import Batch, update
 
 TRAINED = ('encoder',)
 
@@ -31,23 +30,18 @@ def mlm_step(
     masked_accuracy, gradient_norm.
   """
 
-  def loss_fn(trained: dict[str, Any]) -> tuple[jax.Array, jax.Array]:
+  total = jnp.maximum(batch['weight_BM'].sum(), 1)
+
+  def loss_fn(trained: dict[str, Any], batch: Batch, key: jax.Array) -> Any:
     encoder = parts.bind('encoder', config, trained['encoder'])
     logits_BMV = encoder(
       batch['token_BL'], batch['segment_BL'], batch['position_BM'], key=key
     )
     log_prob_BM = losses.token_log_probs(logits_BMV, batch['target_BM'])
     weight_BM = batch['weight_BM']
-    total = jnp.maximum(weight_BM.sum(), 1)
     right_BM = logits_BMV.argmax(-1) == batch['target_BM']
-    accuracy = (right_BM * weight_BM).sum() / total
-    return -(log_prob_BM * weight_BM).sum() / total, accuracy
+    accuracy = (right_BM * weight_BM).sum() / jnp.maximum(weight_BM.sum(), 1)
+    loss = -(log_prob_BM * weight_BM).sum() / total
+    return loss, {'masked_accuracy': accuracy}
 
-  trained = {part: state.params[part] for part in TRAINED}
-  (loss, accuracy), grads = jax.value_and_grad(loss_fn, has_aux=True)(trained)
-  metrics = {
-    'loss': loss,
-    'masked_accuracy': accuracy,
-    'gradient_norm': optax.tree.norm(grads),
-  }
-  return state.update(grads, make_optimizer(config)), metrics
+  return update(state, TRAINED, loss_fn, batch, key, config)

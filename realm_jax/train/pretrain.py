@@ -4,16 +4,16 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import optax
 
 from realm_jax.config import Config
 from realm_jax.index.gather import gather
 from realm_jax.index.search import Index, drop_excluded, search
 from realm_jax.model import parts
 from realm_jax.model.joint import join
-from realm_jax.train import losses
-from realm_jax.train.optimizer import RETRIEVER, make_optimizer
-from realm_jax.train.state import TrainState, query_embedder, select
+from realm_jax.train import losses, samples
+from realm_jax.train.optimizer import RETRIEVER
+from realm_jax.train.state import TrainState, query_embedder
+from realm_jax.train.update import Batch, update
 
 TRAINED = (*RETRIEVER, 'encoder')
 
@@ -40,32 +40,34 @@ def pretrain_step(
     sep_id: static, id of [SEP].
 
   Returns:
-    The next state, the index, and metrics.
+    The next state, the index, and metrics: scalars, and `sample`.
   """
+  total = losses.marginal_count(batch['weight_BM'], config.marginal)
 
-  def loss_fn(trained: dict[str, Any]) -> Any:
-    return pretrain_loss(trained, batch, index, key, config, cls_id, sep_id)
+  def loss_fn(trained: dict[str, Any], batch: Batch, key: jax.Array) -> Any:
+    return pretrain_loss(
+      trained, batch, total, index, key, config, cls_id, sep_id
+    )
 
-  trained = select(state.params, TRAINED)
-  (loss, metrics), grads = jax.value_and_grad(loss_fn, has_aux=True)(trained)
-  metrics = {
-    'loss': loss,
-    **metrics,
-    'gradient_norm': optax.tree.norm(grads),
-  }
-  return state.update(grads, make_optimizer(config)), index, metrics
+  state, metrics = update(state, TRAINED, loss_fn, batch, key, config)
+  return state, index, metrics
 
 
 def pretrain_loss(
   params: dict[str, Any],
-  batch: dict[str, jax.Array],
+  batch: Batch,
+  total: jax.Array,
   index: Index | None,
   key: jax.Array | None,
   config: Config,
   cls_id: int,
   sep_id: int,
-) -> tuple[jax.Array, dict[str, jax.Array]]:
-  """The marginal likelihood loss (paper equation 1) and its metrics."""
+) -> tuple[jax.Array, dict[str, Any]]:
+  """The marginal likelihood loss (paper equation 1) and its metrics.
+
+  `batch` may be a part of the global batch; `total` is what the sum over the
+  global batch is divided by.
+  """
   keys = jax.random.split(key, 4) if key is not None else (None,) * 4
   query_side = parts.bind('embedder', config, query_embedder(params))
   query_BE = query_side(batch['query_BL'], sep_id=sep_id, key=keys[0])
@@ -93,12 +95,14 @@ def pretrain_loss(
   )
   token_log_prob_BKM = losses.token_log_probs(logits_BKMV, target_BKM)
   loss, aux = losses.marginal_loss(
-    log_prior_BK, token_log_prob_BKM, batch['weight_BM'], config.marginal
+    log_prior_BK, token_log_prob_BKM, batch['weight_BM'], total, config.marginal
   )
   right_BKM = logits_BKMV.argmax(-1) == target_BKM
-  return loss, _metrics(
+  metrics = _metrics(
     log_prior_BK, valid_BK, right_BKM, batch['weight_BM'], aux, trivial_B
   )
+  sample = samples.take(row_BK, log_prior_BK, aux['log_prob_BK'])
+  return loss, {**metrics, 'sample': sample}
 
 
 def candidates(

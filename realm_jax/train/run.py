@@ -18,6 +18,7 @@ from realm_jax.train.inputs import has_index, open_inputs
 from realm_jax.train.loop import Run, Step, save, train_loop
 from realm_jax.train.optimizer import make_optimizer
 from realm_jax.train.program import jit_step
+from realm_jax.train.samples import SampleLog
 from realm_jax.train.state import TrainState
 from realm_jax.workdir import checkpoints as checkpoints_lib
 from realm_jax.workdir import files
@@ -48,7 +49,9 @@ def train(stage: str, config: Config, path: str) -> int:
     ValueError: the config, the corpus or the workdir cannot be right.
   """
   mesh = mesh_lib.make_mesh(config.mesh)
-  mesh_lib.check_batch('batch_size', config.batch_size, mesh)
+  mesh_lib.check_batch(
+    'batch_size', config.batch_size, mesh, config.micro_batches
+  )
   config, corpus, text, source = open_inputs(stage, config, path)
   evaluate, best, every = _evaluation(stage, config, corpus, mesh, source)
   # Before the workdir is made: an init_from that is refused leaves none.
@@ -85,10 +88,14 @@ def train(stage: str, config: Config, path: str) -> int:
         _step(stage, config, corpus), mesh, state, feed and feed.index
       ),
       batches=prefetch.prefetch(source, step, _PREFETCH),
+      ids=source.ids,
       state=state,
       feed=feed,
       checkpoints=saved,
       metrics=metrics,
+      samples=SampleLog(workdir.path, corpus, went_on_from)
+      if stage == 'pretrain'
+      else None,
       evaluate=evaluate,
       eval_every=every,
       best=best,

@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 import small_runs
 
+from realm_jax.corpus.store import Corpus
+from realm_jax.data.ict import IctSource
 from realm_jax.index.refresh import refresh
 from realm_jax.train.run import train
 from realm_jax.workdir import checkpoints, files, versions
@@ -192,8 +194,15 @@ def test_a_loss_that_is_no_number_stops_before_it_is_saved(
     checkpoint_every=4,
     optimizer={'learning_rate': 1e38},
   )
-  with pytest.raises(FloatingPointError, match='the loss is nan'):
+  # Step 1 is fine and moves the parameters out of range; what step 2 trained
+  # on is named, however much later the loss was looked at.
+  with pytest.raises(FloatingPointError) as raised:
     train('ict', config, str(tmp_path / 'w'))
+  blocks = IctSource(Corpus.open(corpus), 8, 24, 0.9, 0).ids(1)
+  assert len(blocks) == 8 and all(' (block ' in block for block in blocks)
+  assert str(raised.value) == (
+    f'step 2: the loss is nan on {", ".join(blocks)}'
+  )
   assert checkpoints.steps(tmp_path / 'w') == []
   assert not (tmp_path / 'w' / 'finished.json').exists()
   lines = files.read_lines(tmp_path / 'w' / 'metrics.jsonl')

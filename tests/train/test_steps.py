@@ -138,6 +138,7 @@ def _run(step, params, trained, batch, shape, config=CONFIG, steps=3):
         state, batch, index, jax.random.key(number)
       )
       assert donated.is_deleted()
+      metrics.pop('sample', None)
       history.append({name: float(v) for name, v in metrics.items()})
   assert jitted._cache_size() == 1
   return state, history
@@ -172,6 +173,38 @@ def test_sharded_equals_single(name, shape, monkeypatch):
     assert a.keys() == b.keys()
     for key in a:
       np.testing.assert_allclose(a[key], b[key], rtol=2e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+  'name, marginal',
+  [('pretrain', 'sequence'), ('pretrain', 'token'), ('finetune', 'sequence')],
+)
+def test_micro_batches_add_up_to_the_batch(name, marginal):
+  step, trained, make = _STEPS[name]
+  batch = make()
+  if name == 'pretrain':  # parts with different numbers of masked tokens
+    batch['weight_BM'][:3, 1] = 1.0
+  ends = []
+  for count in (1, 4):
+    config = config_lib.replace(CONFIG, micro_batches=count, marginal=marginal)
+    params = _params(config, trained if name == 'finetune' else ('encoder',))
+    state, history = _run(
+      functools.partial(step, config=config),
+      params,
+      trained,
+      batch,
+      (2, 1),
+      config,
+    )
+    ends.append((history, jax.device_get(state.params)))
+  (whole, params), (parts_, params_) = ends
+  for a, b in zip(whole, parts_, strict=True):
+    assert a.keys() == b.keys()
+    for key in ('loss', 'gradient_norm'):
+      np.testing.assert_allclose(a[key], b[key], rtol=2e-5)
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), params, params_
+  )
 
 
 def test_ict_negatives_cross_devices():
