@@ -58,7 +58,7 @@ def realm(*arguments, **options):
     [sys.executable, '-m', 'realm_jax', *arguments],
     capture_output=True,
     text=True,
-    timeout=120,
+    timeout=600,
     **options,
   )
 
@@ -80,7 +80,7 @@ def test_help_lists_the_verbs_without_importing_jax():
     'assert "jax" not in sys.modules and "numpy" not in sys.modules'
   )
   done = subprocess.run(
-    [sys.executable, '-c', code], capture_output=True, text=True, timeout=60
+    [sys.executable, '-c', code], capture_output=True, text=True, timeout=600
   )
   assert done.returncode == 0, done.stderr
   for verb in VERBS:
@@ -231,7 +231,7 @@ def test_full_disk_behind_standard_output(experiment):
       stdout=full,
       stderr=subprocess.PIPE,
       text=True,
-      timeout=60,
+      timeout=600,
     )
   assert done.returncode == 1
   assert done.stderr.startswith('error: ') and done.stderr.count('\n') == 1

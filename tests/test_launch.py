@@ -25,14 +25,14 @@ def bash(script, path, cwd=ROOT):
     cwd=cwd,
     capture_output=True,
     text=True,
-    timeout=120,
+    timeout=600,
   )
 
 
 @pytest.mark.parametrize('script', SCRIPTS, ids=lambda path: path.name)
 def test_parses(script):
   done = subprocess.run(
-    ['/bin/bash', '-n', script], capture_output=True, text=True, timeout=60
+    ['/bin/bash', '-n', script], capture_output=True, text=True, timeout=600
   )
   assert (done.returncode, done.stderr) == (0, '')
 

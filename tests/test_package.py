@@ -119,7 +119,7 @@ def test_console_script_is_installed():
   assert importlib.metadata.version('realm-jax') == realm_jax.__version__
   script = pathlib.Path(sys.executable).parent / 'realm'
   done = subprocess.run(
-    [script, '--version'], capture_output=True, text=True, timeout=60
+    [script, '--version'], capture_output=True, text=True, timeout=600
   )
   assert (done.returncode, done.stderr) == (0, '')
   assert done.stdout == f'realm {realm_jax.__version__}\n'

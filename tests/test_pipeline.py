@@ -41,7 +41,7 @@ class World:
     process = self.start(
       *arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )
-    out, err = process.communicate(timeout=180)
+    out, err = process.communicate(timeout=900)
     assert process.returncode == 0, err
     assert 'Traceback' not in err and 'WARNING' not in err
     return out
@@ -85,7 +85,7 @@ def world(tmp_path_factory):
       eval_every=300,
       refresh={'where': 'separate'},
     )
-    assert refresher.wait(60) == 0
+    assert refresher.wait(900) == 0
   finally:
     refresher.kill()
     refresher.wait()
