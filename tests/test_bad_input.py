@@ -101,6 +101,7 @@ def test_config_that_does_not_fit(
     (b'', ['questions.jsonl: empty file']),
     (b'{"question": "a"}\n', ['questions.jsonl:1: has neither answers']),
     (b'{"question": "", "answers": ["a"]}\n', ['questions.jsonl:1: question']),
+    (b'{"text": "a"}\n', ["questions.jsonl:1: has no field 'question'"]),
     (b'\n{"question"', ['questions.jsonl:2: ', 'JSON']),
     (b'{"question": "\xff", "answers": ["a"]}', ['questions.jsonl:1: ', 'UTF']),
   ],

@@ -230,7 +230,10 @@ def test_search_and_ask(world, realm):
   said = realm('ask', '--workdir', world.path('ict'), 'Who?', status=2)
   assert 'no index version' in said and 'realm refresh' in said
   said = realm('ask', '--workdir', world.path('pretrain'), 'Who?', status=2)
-  assert 'has no reader' in said
+  assert 'the stage pretrain has no reader' in said
+  said = realm('evaluate', '--workdir', finetune, '--questions', world.test,
+               '--output', world.test, status=2)  # fmt: skip
+  assert 'is a file' in said and world.test in said
 
 
 def test_index_of_another_embedder_is_refused(world, realm, tmp_path):

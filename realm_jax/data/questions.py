@@ -55,7 +55,12 @@ def read_questions(path: str) -> list[Question]:
 
 
 def _question(where: str, number: str, record: dict[str, Any]) -> Question:
-  text = record.get('question')
+  if 'question' not in record:
+    raise ValueError(
+      f"{where}: has no field 'question', expected "
+      '{"id"?, "question", "answers"} or {"id"?, "question", "answer_regex"}'
+    )
+  text = record['question']
   if not isinstance(text, str) or not text.strip():
     raise ValueError(f'{where}: question: {text!r}, must be a text')
   regex = 'answer_regex' in record

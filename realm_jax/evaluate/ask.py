@@ -68,8 +68,8 @@ def ask(
   restored = restore(workdir, step, index_version, allow_stale_index)
   if not restored.reads:
     raise ValueError(
-      f'{workdir}: a {restored.workdir.stage} run has no reader; fine-tune it '
-      f'first (realm finetune)'
+      f'{workdir}: the stage {restored.workdir.stage} has no reader; '
+      'fine-tune it first (realm finetune)'
     )
   context = (restored.config, restored.corpus, restored.mesh)
   if restored.index is None:

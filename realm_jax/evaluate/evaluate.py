@@ -39,6 +39,9 @@ def evaluate(
     What metrics.json holds: scores in percent with 95% bootstrap intervals;
     None where the checkpoint has no reader, or no index.
   """
+  directory = epath.Path(output)
+  if directory.exists() and not directory.is_dir():
+    raise ValueError(f'--output {output}: is a file, expected a directory')
   asked = read_questions(questions)
   restored = restore(workdir, step, index_version, allow_stale_index)
   texts = [question.question for question in asked]
@@ -52,7 +55,6 @@ def evaluate(
     'index_step': restored.index_step,
     'corpus_fingerprint': restored.corpus.fingerprint,
   }
-  directory = epath.Path(output)
   directory.mkdir(parents=True, exist_ok=True)
   lines = [
     json.dumps(prediction(question, found, shown, restored), ensure_ascii=False)

@@ -72,7 +72,7 @@ def restore(
     corpus = Corpus.open(config.corpus, pinned(workdir))
     return Restored(workdir, config, mesh, corpus, params, None, step, None)
   if 'document_embedder' not in params:
-    raise ValueError(f'{path}: a {workdir.stage} run has no retriever')
+    raise ValueError(f'{path}: the stage {workdir.stage} has no retriever')
   params.pop('encoder', None)
   index_path, manifest = _version(
     workdir, step, index_version, allow_stale_index

@@ -44,7 +44,7 @@ def embed(
   mesh = mesh_lib.make_mesh(run.config.mesh)
   shapes = checkpoints.params_shapes(run.path, step)
   if 'document_embedder' not in shapes:
-    raise ValueError(f'{workdir}: a {run.stage} run has no retriever')
+    raise ValueError(f'{workdir}: the stage {run.stage} has no retriever')
   own = side == 'query' and 'query_embedder' in shapes
   part = 'query_embedder' if own else 'document_embedder'
   params = restore_part(run, step, part, mesh)
