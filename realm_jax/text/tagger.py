@@ -177,6 +177,10 @@ def _trim(sentence: str, start: int, end: int, opens: bool) -> int:
       return start
     # What links it goes too: `After the Battle of X` leaves `Battle of X`.
     start, opens = space + 1, False
-    while start < end and (link := sentence[start:end].split(' ')[0]).islower():
-      start += len(link) + 1
+    while start < end:
+      space = sentence.find(' ', start, end)
+      stop = space if space >= 0 else end
+      if not sentence[start:stop].islower():
+        break
+      start = stop + 1
   return end

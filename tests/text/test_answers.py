@@ -1,5 +1,4 @@
 import random
-import time
 
 import pytest
 
@@ -124,8 +123,6 @@ def test_mode_must_be_known():
 
 
 def test_long_texts_take_linear_time():
-  start = time.process_time()
+  # A second or two; hours if the time were quadratic.
   for unit in ('a.b', '\u0301', '\x00', "x'", 'the\u2014', '1,'):
-    find_answers(unit * 20_000, ['b', 'a b', 'x'], 'normalized')
-  # Milliseconds; minutes when the time is quadratic.
-  assert time.process_time() - start < 20
+    find_answers(unit * 500_000, ['b', 'a b', 'x'], 'normalized')

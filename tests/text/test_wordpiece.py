@@ -4,7 +4,6 @@ import pickle
 import random
 import subprocess
 import sys
-import time
 
 import pytest
 import tokenizers
@@ -109,11 +108,9 @@ def test_encode_of_nothing(tokenizer):
 
 
 def test_long_texts_take_linear_time(tokenizer):
-  start = time.process_time()
+  # A second or two; hours if the time were quadratic.
   for unit in ('a.b', '\u00e9.', '\n', 'x', '\x00'):
-    tokenizer.encode(unit * 100_000)
-  # Milliseconds; minutes when the time is quadratic.
-  assert time.process_time() - start < 20
+    tokenizer.encode(unit * 500_000)
 
 
 def test_attributes(tokenizer):
