@@ -171,6 +171,12 @@ def test_the_trainer_swaps_in_what_the_refresher_makes(world):
   assert swap['index'] == str(index)
 
 
+def test_a_checkpoint_has_the_score_of_its_own_step(world):
+  saved = world.lines('finetune', 'saved.jsonl')
+  scored = {line['step']: line['score'] is not None for line in saved}
+  assert scored == {3: False, 4: True, 6: False, 8: True}
+
+
 @pytest.mark.parametrize('verb', ['pretrain', 'finetune'])
 def test_evaluate(world, realm, verb, tmp_path):
   metrics = realm(

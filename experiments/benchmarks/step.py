@@ -24,11 +24,10 @@ import numpy as np
 from realm_jax import config as config_lib
 from realm_jax.config import Config
 from realm_jax.index.search import Index
-from realm_jax.model import parts
 from realm_jax.parallel import mesh as mesh_lib
+from realm_jax.train.ahead import random_state
 from realm_jax.train.flops import pretrain_flops
-from realm_jax.train.optimizer import make_optimizer
-from realm_jax.train.pretrain import TRAINED, pretrain_step
+from realm_jax.train.pretrain import pretrain_step
 from realm_jax.train.program import jit_step
 from realm_jax.train.state import TrainState
 
@@ -106,16 +105,7 @@ def make_index(
 
 
 def make_state(config: Config, mesh: jax.sharding.Mesh) -> TrainState:
-  def create() -> TrainState:
-    params = {
-      'document_embedder': parts.init_part(
-        'embedder', config, jax.random.key(2)
-      ),
-      'encoder': parts.init_part('encoder', config, jax.random.key(3)),
-    }
-    trained = tuple(part for part in TRAINED if part in params)
-    return TrainState.create(params, trained, make_optimizer(config))
-
+  create = functools.partial(random_state, config)
   shardings = mesh_lib.tree_shardings(jax.eval_shape(create), mesh)
   return jax.jit(create, out_shardings=shardings)()
 

@@ -213,15 +213,18 @@ class Corpus:
     """The text of a row."""
     return self.texts(row, row + 1)[0]
 
+  def document(self, row: int) -> tuple[str, str]:
+    """The id and the title of a row's document."""
+    number = int(self.document_numbers(row, row + 1)[0])
+    return self.documents(number, number + 1)[0]
+
   def title(self, row: int) -> str:
     """The title of a row's document."""
-    number = int(self.document_numbers(row, row + 1)[0])
-    return self.documents(number, number + 1)[0][1]
+    return self.document(row)[1]
 
   def document_id(self, row: int) -> str:
     """The id of a row's document."""
-    number = int(self.document_numbers(row, row + 1)[0])
-    return self.documents(number, number + 1)[0][0]
+    return self.document(row)[0]
 
   def document_numbers(self, start: int, stop: int) -> np.ndarray:
     """int64 [stop - start]: the documents of rows, ascending."""

@@ -83,14 +83,18 @@ def passages(
   return [
     {
       'block': row,
-      'document': corpus.document_id(row),
-      'title': corpus.title(row),
+      'document': document,
+      'title': title,
       **({'text': corpus.text(row)} if text else {}),
       'score': score,
       'probability': weight / total,
     }
-    for row, score, weight in zip(
-      evidence.rows, evidence.scores, weights, strict=True
+    for row, (document, title), score, weight in zip(
+      evidence.rows,
+      map(corpus.document, evidence.rows),
+      evidence.scores,
+      weights,
+      strict=True,
     )
   ]
 

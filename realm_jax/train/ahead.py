@@ -36,18 +36,10 @@ def compile_pretrain(
     platform='tpu', topology_name=topology
   ).devices
   mesh = mesh_lib.make_mesh(config.mesh, list(devices))
-  mesh_lib.check_batch('batch_size', config.batch_size, mesh)
-
-  def create() -> TrainState:
-    key = jax.random.key(0)
-    params = {'document_embedder': parts.init_part('embedder', config, key)}
-    if not config.model.share_embedders:
-      params['query_embedder'] = parts.init_part('embedder', config, key)
-    params['encoder'] = parts.init_part('encoder', config, key)
-    trained = tuple(part for part in TRAINED if part in params)
-    return TrainState.create(params, trained, make_optimizer(config))
-
-  abstract = jax.eval_shape(create)
+  mesh_lib.check_batch(
+    'batch_size', config.batch_size, mesh, config.micro_batches
+  )
+  abstract = jax.eval_shape(functools.partial(random_state, config))
   state = jax.tree.map(
     lambda leaf, sharding: jax.ShapeDtypeStruct(
       leaf.shape, leaf.dtype, sharding=sharding
@@ -61,6 +53,16 @@ def compile_pretrain(
     jitted = jit_step(step, mesh, state, index)
     key = jax.eval_shape(lambda: jax.random.key(0, impl='rbg'))
     return jitted.lower(state, _batch(config, mesh), index, key).compile()
+
+
+def random_state(config: Config) -> TrainState:
+  """A pre-training state of random parameters, to measure with."""
+  key = jax.random.key(0)
+  params = {'document_embedder': parts.init_part('embedder', config, key)}
+  if not config.model.share_embedders:
+    params['query_embedder'] = parts.init_part('embedder', config, key)
+  params['encoder'] = parts.init_part('encoder', config, key)
+  return TrainState.create(params, TRAINED, make_optimizer(config))
 
 
 def _batch(config: Config, mesh: jax.sharding.Mesh) -> dict[str, Any]:

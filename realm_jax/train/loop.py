@@ -82,11 +82,11 @@ def train_loop(run: Run) -> int:
   key = jax.random.key(config.seed, impl='rbg')
   terminated = _Terminated()
   log = _Log(run, first)
-  scores: dict[str, float] = {}
   with terminated, _progress(run, first) as advance, jax.set_mesh(run.mesh):
     for step in range(first, config.num_steps + 1):
       last = step == config.num_steps
       swapped = feed is not None and feed.swap(step, state.params, last)
+      scores: dict[str, float] = {}  # of this very step
       due = run.evaluate and step > first and _due(step, run.eval_every, last)
       if due and run.evaluate:
         index = feed.index if feed else None

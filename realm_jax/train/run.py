@@ -195,11 +195,7 @@ def _create_state(
 ) -> TrainState:
   closed = stage == 'finetune' and config.closed_book
   names = mlm.TRAINED if closed else _TRAINED[stage]
-  return TrainState.create(
-    params,
-    tuple(part for part in names if part in params),
-    make_optimizer(config),
-  )
+  return TrainState.create(params, names, make_optimizer(config))
 
 
 def _step(stage: str, config: Config, corpus: Corpus) -> Step:

@@ -9,8 +9,7 @@ import numpy as np
 from etils import epath
 
 from realm_jax.corpus.store import Corpus
-from realm_jax.workdir import files
-from realm_jax.workdir.metrics import plain
+from realm_jax.workdir.metrics import open_log, plain
 
 SAMPLES = 4  # examples of a step, the first of its batch
 
@@ -33,9 +32,7 @@ class SampleLog:
     self, path: epath.PathLike, corpus: Corpus, resumed_step: int | None
   ):
     self._corpus = corpus
-    self._lines = files.LineLog(epath.Path(path) / 'samples.jsonl')
-    last = -1 if resumed_step is None else resumed_step
-    self._lines.keep(lambda line: line['step'] <= last)
+    self._lines = open_log(epath.Path(path) / 'samples.jsonl', resumed_step)
 
   def write(
     self,
@@ -98,10 +95,11 @@ class SampleLog:
   def _passage(self, row: int | None) -> dict[str, Any]:
     if row is None:
       return {'block': None, 'document': None, 'title': '', 'text': ''}
+    document, title = self._corpus.document(row)
     return {
       'block': row,
-      'document': self._corpus.document_id(row),
-      'title': self._corpus.title(row),
+      'document': document,
+      'title': title,
       'text': self._corpus.text(row),
     }
 

@@ -29,8 +29,8 @@ class TrainState:
     trained: tuple[str, ...],
     tx: optax.GradientTransformation,
   ) -> 'TrainState':
-    """A state at step 0; `trained` names the parts that gradients change."""
-    opt_state = tx.init({part: params[part] for part in trained})
+    """A state at step 0; gradients change the parts `trained` that it has."""
+    opt_state = tx.init(select(params, trained))
     return cls(jnp.zeros([], jnp.int32), params, opt_state)
 
   def update(

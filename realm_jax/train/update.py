@@ -76,6 +76,6 @@ def _gradient(
   (loss, grads), metrics = jax.lax.scan(
     add, none, (parts, jax.random.split(key, count))
   )
-  first = {name: m for name, m in metrics.items() if name == 'sample'}
-  mean = {name: m.mean() for name, m in metrics.items() if name not in first}
-  return loss, {**mean, **jax.tree.map(lambda x: x[0], first)}, grads
+  # Scalars are averaged; what has rows is that of the first part.
+  metrics = jax.tree.map(lambda m: m.mean() if m.ndim == 1 else m[0], metrics)
+  return loss, metrics, grads

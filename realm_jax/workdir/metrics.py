@@ -22,11 +22,10 @@ class MetricsWriter:
 
   def __init__(self, path: epath.PathLike, resumed_step: int | None = None):
     path = epath.Path(path)
-    last = -1 if resumed_step is None else resumed_step
-    self._lines = files.LineLog(path / 'metrics.jsonl')
-    self._lines.keep(lambda line: line['step'] <= last)
+    self._lines = open_log(path / 'metrics.jsonl', resumed_step)
+    first = 0 if resumed_step is None else resumed_step + 1
     self._events = tensorboardX.SummaryWriter(
-      str(path), purge_step=last + 1, flush_secs=30
+      str(path), purge_step=first, flush_secs=30
     )
 
   def write(self, step: int, values: Mapping[str, Any]) -> None:
@@ -58,9 +57,7 @@ class SwapLog:
   """
 
   def __init__(self, path: epath.PathLike, resumed_step: int | None = None):
-    last = -1 if resumed_step is None else resumed_step
-    self._lines = files.LineLog(epath.Path(path) / 'swaps.jsonl')
-    self._lines.keep(lambda line: line['step'] <= last)
+    self._lines = open_log(epath.Path(path) / 'swaps.jsonl', resumed_step)
 
   def write(
     self, step: int, version: int, checkpoint_step: int, **values: Any
@@ -77,6 +74,19 @@ class SwapLog:
       {'step': step, 'version': version, 'checkpoint_step': checkpoint_step}
       | {name: plain(value) for name, value in values.items()}
     )
+
+
+def open_log(path: epath.PathLike, resumed_step: int | None) -> files.LineLog:
+  """Opens a log of lines with a `step`; drops those of a run that died.
+
+  Args:
+    path: the file.
+    resumed_step: lines of later steps are dropped; None: all lines.
+  """
+  log = files.LineLog(path)
+  last = -1 if resumed_step is None else resumed_step
+  log.keep(lambda line: line['step'] <= last)
+  return log
 
 
 def read_swaps(path: epath.PathLike) -> list[dict[str, Any]]:
