@@ -6,9 +6,11 @@ the workdir. The keys are one of the project's fixed formats.
 """
 
 import dataclasses
+import difflib
 import os
 import types
 import typing
+from collections.abc import Iterable
 from typing import Any, Literal, get_args, get_origin
 
 FORMAT_VERSION = 1
@@ -294,9 +296,7 @@ def _build(cls: type, values: Any, prefix: str) -> Any:
   arguments = {}
   for name, value in values.items():
     if name not in hints:
-      raise ValueError(
-        f'config.{prefix}{name}: no such key; has {", ".join(hints)}'
-      )
+      raise unknown_key(f'config.{prefix}{name}', name, hints)
     kind = hints[name]
     if dataclasses.is_dataclass(kind):
       arguments[name] = _build(typing.cast(type, kind), value, f'{name}.')
@@ -318,6 +318,13 @@ def _check(kind: Any, value: Any, where: str) -> Any:
   if type(value) is not kind:
     raise ValueError(f'{where}: {value!r}, expected {type_name(kind)}')
   return value
+
+
+def unknown_key(where: str, name: str, known: Iterable[str]) -> ValueError:
+  """The error for a key that does not exist; offers the nearest one."""
+  near = difflib.get_close_matches(name, known, 1)
+  hint = f'did you mean {near[0]}?' if near else f'has {", ".join(known)}'
+  return ValueError(f'{where}: no such key; {hint}')
 
 
 def type_name(kind: Any) -> str:

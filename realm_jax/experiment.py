@@ -84,5 +84,5 @@ def _override(values: dict[str, Any], key: str, text: str) -> None:
 def _field_type(cls: type, name: str, key: str) -> Any:
   hints = typing.get_type_hints(cls)
   if name not in hints:
-    raise ValueError(f'--config.{key}: no such key; has {", ".join(hints)}')
+    raise config_lib.unknown_key(f'--config.{key}', name, hints)
   return hints[name]

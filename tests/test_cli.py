@@ -183,6 +183,8 @@ def test_bad_experiment(tmp_path, text, words, capsys):
   [
     ('--config.nonsense=1', ['nonsense', 'batch_size']),
     ('--config.model.nonsense=1', ['model.nonsense']),
+    ('--config.batchsize=4', ['batchsize', 'did you mean batch_size?']),
+    ('--config.model.num_layer=4', ['did you mean num_layers?']),
     ('--config.batch_size=many', ['batch_size', 'many', 'integer']),
     ('--config.batch_size=0', ['batch_size', '0', 'at least 1']),
   ],
