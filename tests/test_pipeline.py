@@ -29,7 +29,7 @@ class World:
     asked = [small_runs.question(n) for n in range(24)]
     self.train = small_runs.write_lines(folder / 'train.jsonl', asked[:16])
     self.test = small_runs.write_lines(folder / 'test.jsonl', asked[16:])
-    self.manifest = None
+    self.manifest = self.said = None
 
   def path(self, name):
     return self.folder / name
@@ -44,6 +44,7 @@ class World:
     out, err = process.communicate(timeout=900)
     assert process.returncode == 0, err
     assert 'Traceback' not in err and 'WARNING' not in err
+    self.said = err
     return out
 
   def stage(self, verb, **changes):
@@ -98,6 +99,7 @@ def world(tmp_path_factory):
     eval_every=4,
     checkpoint_every=3,
   )
+  world.finetune_said = world.said
   with small_runs.compile_once(cache):
     yield world
 
@@ -169,6 +171,17 @@ def test_the_trainer_swaps_in_what_the_refresher_makes(world):
   assert versions.list_versions(world.path('finetune') / 'index') == []
   [swap] = world.lines('finetune', 'swaps.jsonl')
   assert swap['index'] == str(index)
+
+
+def test_off_a_terminal_logged_steps_are_lines(world):
+  lines = [
+    line
+    for line in world.finetune_said.split('\n')
+    if line.startswith('finetune 8/8: ')
+  ]
+  step, scores = world.lines('finetune')[-2:]
+  assert f'loss {step["loss"]:.4g}' in lines[0]
+  assert f'exact_match {scores["exact_match"]:.4g}' in lines[1]
 
 
 def test_a_checkpoint_has_the_score_of_its_own_step(world):
@@ -263,7 +276,11 @@ def test_index_of_another_embedder_is_refused(world, realm, tmp_path):
   assert (metrics['checkpoint_step'], metrics['index_step']) == (300, used)
   realm('refresh', '--workdir', workdir, '--once')
   assert len(realm(*search)) == 5
-  assert realm('index', '--workdir', workdir)[-1]['checkpoint_step'] == 300
+  newest = realm('index', '--workdir', workdir)[-1]
+  assert newest['checkpoint_step'] == 300
+  assert newest['index'] == str(index)
+  # Fine-tuning has made none: that of pre-training is its index.
+  assert realm('index', '--workdir', world.path('finetune'))[-1] == newest
 
 
 def test_embed_gives_the_rows_of_the_index(world, realm, tmp_path):

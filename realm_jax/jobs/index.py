@@ -9,6 +9,7 @@ from realm_jax.workdir import run, versions
 
 _BYTES = {'float32': 4, 'bfloat16': 2}
 _SHORT = (
+  'index',
   'version',
   'checkpoint_step',
   'kind',
@@ -24,22 +25,28 @@ _SHORT = (
 def list_index(
   workdir: epath.PathLike, report: bool = False
 ) -> list[dict[str, Any]]:
-  """Describes the committed index versions, oldest first.
+  """Describes the committed index versions of a run, oldest first.
 
   Args:
     workdir: of any stage.
     report: whole manifests, digests and checksums included.
 
   Returns:
-    One dict a version: the manifest's fields and `bytes`, of all rows.
+    One dict a version: the manifest's fields, `bytes` of all rows, and `index`,
+    the directory it lies in: the run's own or, of a run that has made none
+    (fine-tuning), that of the run it started from.
 
   Raises:
     ValueError: no workdir, or a damaged manifest.
   """
-  index = run.Workdir.open(workdir).index
+  opened = run.Workdir.open(workdir)
+  index, shared = opened.index, opened.shared_index
+  if shared is not None and not versions.list_versions(index):
+    index = shared
   described = []
   for version in versions.list_versions(index):
     values = dataclasses.asdict(versions.read_manifest(index, version))
+    values['index'] = str(index)
     values['bytes'] = values['rows'] * values['dim'] * _BYTES[values['dtype']]
     described.append(values if report else {key: values[key] for key in _SHORT})
   return described

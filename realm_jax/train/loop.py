@@ -18,7 +18,8 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from rich.progress import Progress
+from rich.console import Console
+from rich.progress import Progress, TextColumn
 
 from realm_jax.config import Config
 from realm_jax.index.refresh import SIGTERM_STATUS
@@ -77,12 +78,15 @@ def train_loop(run: Run) -> int:
   """
   config = run.config
   first = int(run.state.step)
+  if first >= config.num_steps:
+    print(f'{run.workdir.stage}: is at its last step, {first}', file=sys.stderr)
   state, feed = run.state, run.feed
   run.state = None  # type: ignore[assignment]  # donated to the first step
   key = jax.random.key(config.seed, impl='rbg')
   terminated = _Terminated()
-  log = _Log(run, first)
-  with terminated, _progress(run, first) as advance, jax.set_mesh(run.mesh):
+  progress = _Progress(run, first)
+  log = _Log(run, first, progress)
+  with terminated, progress, jax.set_mesh(run.mesh):
     for step in range(first, config.num_steps + 1):
       last = step == config.num_steps
       swapped = feed is not None and feed.swap(step, state.params, last)
@@ -114,7 +118,7 @@ def train_loop(run: Run) -> int:
       if feed:
         feed.index = index
       log.previous(step + 1, metrics, batch)
-      advance()
+      progress.advance()
     log.flush()
   run.checkpoints.close()
   if terminated.yes and not last:
@@ -141,7 +145,11 @@ def save(
   """
   if run.checkpoints.latest_step() == step:
     return
-  document = state.params.get('document_embedder')
+  digest = None
+  if run.feed:
+    digest = run.feed.digest(state.params)
+  elif 'document_embedder' in state.params:
+    digest = tree_digest(state.params['document_embedder'])
   run.checkpoints.save(
     step,
     {
@@ -151,7 +159,7 @@ def save(
     },
     {
       'stage': run.workdir.stage,
-      'embedder_digest': None if document is None else tree_digest(document),
+      'embedder_digest': digest,
       'index_version': run.feed.version if run.feed else None,
     },
     score=score,
@@ -170,8 +178,9 @@ class _Pending(NamedTuple):
 class _Log:
   """Writes a step's metrics while the next one runs."""
 
-  def __init__(self, run: Run, first: int):
+  def __init__(self, run: Run, first: int, progress: '_Progress'):
     self._run = run
+    self._progress = progress
     self._pending: _Pending | None = None
     self._unchecked: list[tuple[int, jax.Array]] = []  # step, its loss
     self._since = (first, time.monotonic())
@@ -219,7 +228,7 @@ class _Log:
       values['examples_per_second'] = (
         (step - before) * self._run.config.batch_size / (now - began)
       )
-    self._run.metrics.write(step, {**values, **index})
+    self._write(step, {**values, **index})
 
   def check(self) -> None:
     """Raises FloatingPointError if a step's loss was not finite."""
@@ -232,8 +241,12 @@ class _Log:
 
   def evaluated(self, step: int, scores: dict[str, float]) -> None:
     self.flush()
-    self._run.metrics.write(step, {**scores, **self._index(step)})
+    self._write(step, {**scores, **self._index(step)})
     self._since = (step, time.monotonic())
+
+  def _write(self, step: int, values: dict[str, Any]) -> None:
+    self._run.metrics.write(step, values)
+    self._progress.say(step, values)
 
   def _index(self, step: int) -> dict[str, Any]:
     feed = self._run.feed
@@ -256,26 +269,44 @@ class _Terminated:
     self.yes = True
 
 
-class _progress:
-  """A progress bar on standard error, only on a terminal."""
+class _Progress:
+  """What a person sees on standard error.
+
+  A bar on a terminal; elsewhere, as in the log of a job, a line for every
+  logged step.
+  """
 
   def __init__(self, run: Run, first: int):
-    self._run, self._first = run, first
-
-  def __enter__(self) -> Callable[[], None]:
-    from rich.console import Console
-
+    self._stage, self._num_steps = run.workdir.stage, run.config.num_steps
     console = Console(stderr=True)
+    self._terminal = console.is_terminal
     self._bar = Progress(
-      console=console, disable=not console.is_terminal, transient=True
+      *Progress.get_default_columns(),
+      TextColumn('{task.fields[said]}'),
+      console=console,
+      disable=not self._terminal,
+      transient=True,
     )
+    self._task = self._bar.add_task(
+      self._stage, total=self._num_steps, completed=first, said=''
+    )
+
+  def __enter__(self) -> '_Progress':
     self._bar.start()
-    task = self._bar.add_task(
-      self._run.workdir.stage,
-      total=self._run.config.num_steps,
-      completed=self._first,
-    )
-    return lambda: self._bar.advance(task)
+    return self
 
   def __exit__(self, *_: object) -> None:
     self._bar.stop()
+
+  def advance(self) -> None:
+    self._bar.advance(self._task)
+
+  def say(self, step: int, values: dict[str, float]) -> None:
+    """Shows a logged step: its loss, or its scores on dev questions."""
+    if self._terminal:
+      said = f'loss {values["loss"]:.4g}' if 'loss' in values else ''
+      self._bar.update(self._task, said=said)
+    elif jax.process_index() == 0:
+      said = ', '.join(f'{name} {value:.4g}' for name, value in values.items())
+      line = f'{self._stage} {step}/{self._num_steps}: {said}'
+      print(line, file=sys.stderr, flush=True)

@@ -23,7 +23,7 @@ from realm_jax.train.state import TrainState
 from realm_jax.workdir import checkpoints as checkpoints_lib
 from realm_jax.workdir import files
 from realm_jax.workdir.metrics import MetricsWriter
-from realm_jax.workdir.run import Workdir
+from realm_jax.workdir.run import Workdir, absolute_paths
 
 _PREFETCH = 4
 _TRAINED = {
@@ -52,6 +52,7 @@ def train(stage: str, config: Config, path: str) -> int:
   mesh_lib.check_batch(
     'batch_size', config.batch_size, mesh, config.micro_batches
   )
+  config = absolute_paths(config)
   config, corpus, text, source = open_inputs(stage, config, path)
   evaluate, best, every = _evaluation(stage, config, corpus, mesh, source)
   # Before the workdir is made: an init_from that is refused leaves none.

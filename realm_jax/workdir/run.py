@@ -10,6 +10,10 @@ from realm_jax.workdir import files
 
 # What a checkpoint is made of or trained on: to change it is another run.
 _FIXED = ('corpus', 'text_corpus', 'pooling', 'seed', 'batch_size')
+_PATHS = (
+  *('corpus', 'text_corpus', 'questions', 'dev_questions'),
+  *('init_from', 'index_from'),
+)
 
 
 class Workdir:
@@ -133,6 +137,16 @@ class Workdir:
 
   def eval(self, step: int) -> epath.Path:
     return self.path / 'eval' / str(step)
+
+
+def absolute_paths(config: config_lib.Config) -> config_lib.Config:
+  """The config with its local paths absolute: a run is asked from anywhere."""
+  paths = {
+    name: str(files.absolute(value))
+    for name in _PATHS
+    if (value := getattr(config, name)) and not value.startswith('tfds:')
+  }
+  return config_lib.replace(config, **paths)
 
 
 def split_init(init_from: str) -> tuple[str, int | None]:

@@ -25,6 +25,23 @@ def test_resume_takes_new_values_of_what_may_change(tmp_path):
   assert run.Workdir.open(tmp_path).config == longer
 
 
+def test_paths_of_a_run_are_absolute(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  config = config_lib.Config(
+    corpus='runs/z',
+    text_corpus='gs://bucket/x',
+    questions='tfds:natural_questions_open:train',
+    dev_questions='/q.jsonl',
+    init_from='../w:300',
+  )
+  absolute = run.absolute_paths(config)
+  assert absolute.corpus == str(tmp_path / 'runs/z')
+  assert absolute.init_from == str(tmp_path.parent / 'w:300')
+  unchanged = ('text_corpus', 'questions', 'dev_questions', 'index_from')
+  for name in unchanged:
+    assert getattr(absolute, name) == getattr(config, name)
+
+
 @pytest.mark.parametrize(
   'changes, message',
   [
