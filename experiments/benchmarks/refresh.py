@@ -3,10 +3,10 @@ r"""A refresh against the bare embedder on the same blocks.
   . launch/environment.sh  # malloc's settings, for a CPU
   JAX_PLATFORMS=cpu python experiments/benchmarks/refresh.py --corpus C
 
-Both embed the first blocks of a corpus store, by turns: the jitted embedder on
-token ids that lie in memory, its results left on the device; and the whole of
-`index/build.py`, reading, writing, probing and publishing. Prints one line of
-JSON.
+Both embed all blocks of a corpus store, by turns: the jitted embedder on the
+very batches of a refresh, in memory before the clock starts, its results left
+on the device; and the whole of `index/build.py`, reading, sorting by length,
+writing, probing and publishing. Prints one line of JSON.
 """
 
 import argparse
@@ -20,19 +20,16 @@ import jax
 from realm_jax import config as config_lib
 from realm_jax.config import Config
 from realm_jax.corpus.store import Corpus
-from realm_jax.index.build import build_version, embed_tokens
+from realm_jax.index.build import build_version, embed_tokens, read_batches
 from realm_jax.model import parts
 from realm_jax.parallel import mesh as mesh_lib
 
 
 def bare(params: dict, corpus: Corpus, config: Config, mesh) -> float:
   """Seconds that the embedder alone takes for all blocks."""
-  size = config.refresh.batch_size
-  token_NL = corpus.tokens(slice(0, corpus.num_blocks)).astype('int32')
-  whole = corpus.num_blocks // size * size  # as good as all
   batches = [
-    mesh_lib.put_batch({'token_BL': token_NL[first : first + size]}, mesh)
-    for first in range(0, whole, size)
+    mesh_lib.put_batch({'token_BL': batch.token_BL}, mesh)
+    for batch in read_batches(corpus, config, mesh)
   ]
   with jax.set_mesh(mesh):
     began = time.perf_counter()
@@ -43,7 +40,7 @@ def bare(params: dict, corpus: Corpus, config: Config, mesh) -> float:
       for batch in batches
     ]
     jax.block_until_ready(embedded)
-  return (time.perf_counter() - began) * corpus.num_blocks / whole
+  return time.perf_counter() - began
 
 
 def refreshed(params: dict, corpus: Corpus, config: Config, mesh) -> float:

@@ -4,7 +4,7 @@ import concurrent.futures
 import functools
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +20,10 @@ from realm_jax.parallel import mesh as mesh_lib
 from realm_jax.workdir import rows as rows_lib
 from realm_jax.workdir import versions
 
+# Texts are padded to a multiple of it, in wordpieces: as many programs as fit
+# into a block.
+_BUCKET = 32
+_WINDOW = 16  # batches that are sorted by length together
 _PROBE_QUERIES = 64
 _PROBE_K = 8
 
@@ -28,11 +32,19 @@ class Interrupted(Exception):
   """A build was told to stop; nothing of it is visible."""
 
 
-@functools.partial(jax.jit, static_argnames=('config', 'sep_id'))
 def embed_tokens(
   params: dict[str, Any], token_BL: jax.Array, config: Config, sep_id: int
 ) -> jax.Array:
   """Texts to vectors, [B, E] float32, without dropout."""
+  # What else the config says is no part of the program: stages share it.
+  config = Config(model=config.model, pooling=config.pooling)
+  return _embed_tokens(params, token_BL, config=config, sep_id=sep_id)
+
+
+@functools.partial(jax.jit, static_argnames=('config', 'sep_id'))
+def _embed_tokens(
+  params: dict[str, Any], token_BL: jax.Array, config: Config, sep_id: int
+) -> jax.Array:
   return parts.bind('embedder', config, params)(token_BL, sep_id=sep_id)
 
 
@@ -49,7 +61,7 @@ def build_version(
   """Embeds all blocks and publishes them as the next index version.
 
   Blocks are read ahead of the devices and written behind them; no more than
-  a few batches are in memory. The caller holds the refresher's lock.
+  a few windows are in memory. The caller holds the refresher's lock.
 
   Args:
     index: Workdir.index.
@@ -80,9 +92,7 @@ def build_version(
   )
   dtype = jnp.dtype(config.index.rows_dtype)
   probe = _Probe(corpus, params, config)
-  for start, rows_nE in embed_corpus(params, corpus, config, mesh):
-    if stopped():
-      raise Interrupted
+  for start, rows_nE in embed_corpus(params, corpus, config, mesh, stopped):
     stored_nE = rows_nE.astype(dtype)
     writer.write(start, stored_nE)
     probe.add(start, rows_nE, stored_nE)
@@ -110,39 +120,98 @@ def embed_corpus(
   corpus: Corpus,
   config: Config,
   mesh: jax.sharding.Mesh,
+  stopped: Callable[[], bool] = lambda: False,
 ) -> Iterator[tuple[int, np.ndarray]]:
-  """Yields (first row, rows_nE float32) of all blocks, in order.
+  """Embeds all blocks, in windows of some batches.
 
-  One batch is read and one computed while the one before is handed out.
+  The blocks of a window are sorted by length: a batch is padded to its own
+  longest text, not to that of the corpus. One window is read and one batch
+  computed while the batch before is copied.
+
+  Args:
+    params: of the document embedder.
+    corpus: Z.
+    config: of the run.
+    mesh: over which a batch is split.
+    stopped: asked between batches.
+
+  Yields:
+    (first row, rows_nE float32) of each window, in order.
+
+  Raises:
+    Interrupted: `stopped()` said so.
   """
-  data = mesh.shape['data']
-  size = -(-config.refresh.batch_size // data) * data
-  starts = range(0, corpus.num_blocks, size)
   sep_id = corpus.tokenizer.sep_id
-
-  def read(start: int) -> np.ndarray:
-    stop = min(start + size, corpus.num_blocks)
-    token_BL = np.zeros((size, corpus.block_length), np.int32)
-    token_BL[: stop - start] = corpus.tokens(slice(start, stop))
-    return token_BL
-
-  with concurrent.futures.ThreadPoolExecutor(1) as pool, jax.set_mesh(mesh):
-    pending: tuple[int, jax.Array] | None = None
-    ahead = pool.submit(read, 0)
-    for start in starts:
-      token_BL = mesh_lib.put_batch({'token_BL': ahead.result()}, mesh)
-      if start + size < corpus.num_blocks:
-        ahead = pool.submit(read, start + size)
+  pending: tuple[Batch, jax.Array] | None = None
+  with jax.set_mesh(mesh):
+    for batch in read_batches(corpus, config, mesh):
+      if stopped():
+        raise Interrupted
+      token_BL = mesh_lib.put_batch({'token_BL': batch.token_BL}, mesh)
       done = pending
       pending = (
-        start,
+        batch,
         embed_tokens(params, **token_BL, config=config, sep_id=sep_id),
       )
       if done is not None:
-        yield done[0], np.asarray(done[1])
+        yield from _collect(*done)
     if pending is not None:
-      first, rows_BE = pending
-      yield first, np.asarray(rows_BE)[: corpus.num_blocks - first]
+      yield from _collect(*pending)
+
+
+class Batch(NamedTuple):
+  """Blocks of about one length, out of a window of consecutive rows."""
+
+  token_BL: np.ndarray  # padded with texts of nothing
+  place_b: np.ndarray  # of its real texts in the window
+  start: int  # the window's first row
+  rows_nE: np.ndarray  # the window's embeddings, filled in as they come
+  last: bool  # of the window
+
+
+def read_batches(
+  corpus: Corpus, config: Config, mesh: jax.sharding.Mesh
+) -> Iterator[Batch]:
+  """What `embed_corpus` embeds: all blocks, each window sorted by length."""
+  data = mesh.shape['data']
+  size = -(-config.refresh.batch_size // data) * data
+  window = _WINDOW * size
+
+  def read(start: int) -> list[Batch]:
+    stop = min(start + window, corpus.num_blocks)
+    token_nL = corpus.tokens(slice(start, stop))
+    length_n = (token_nL != 0).sum(1)
+    order_n = np.argsort(length_n, kind='stable')
+    rows_nE = np.empty((len(order_n), config.model.retrieval_size), np.float32)
+    batches = []
+    for first in range(0, len(order_n), size):
+      place_b = order_n[first : first + size]
+      longest = -(-int(length_n[place_b[-1]]) // _BUCKET) * _BUCKET
+      length = min(longest, corpus.block_length)
+      token_BL = np.zeros((size, length), np.int32)
+      token_BL[: len(place_b)] = token_nL[place_b, :length]
+      last = first + size >= len(order_n)
+      batches.append(Batch(token_BL, place_b, start, rows_nE, last))
+    return batches
+
+  with concurrent.futures.ThreadPoolExecutor(1) as pool:
+    starts = range(0, corpus.num_blocks, window)
+    ahead = pool.submit(read, 0)
+    for start in starts:
+      window_batches = ahead.result()
+      if start + window < corpus.num_blocks:
+        ahead = pool.submit(read, start + window)
+      yield from window_batches
+
+
+def _collect(
+  batch: Batch, rows_BE: jax.Array
+) -> Iterator[tuple[int, np.ndarray]]:
+  """Puts a batch in its window; yields the window when it is complete."""
+  count = len(batch.place_b)
+  batch.rows_nE[batch.place_b] = np.asarray(rows_BE)[:count]
+  if batch.last:
+    yield batch.start, batch.rows_nE
 
 
 def load_index(

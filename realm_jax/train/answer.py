@@ -12,6 +12,7 @@ import numpy as np
 from realm_jax.config import Config
 from realm_jax.corpus.store import Corpus
 from realm_jax.data import batches
+from realm_jax.index.build import embed_tokens
 from realm_jax.index.search import Index, search
 from realm_jax.model import parts
 from realm_jax.parallel import mesh as mesh_lib
@@ -56,10 +57,14 @@ def retrieve(
   found = []
   for query_BL, real in _batched(texts, config, corpus, mesh):
     with jax.set_mesh(mesh):
-      score_BK, row_BK = _retrieve(
-        params, index, query_BL, k=k, config=config, sep_id=tokenizer.sep_id
+      query_BE = embed_tokens(
+        query_embedder(params), query_BL, config, tokenizer.sep_id
       )
-    found += _evidence(np.asarray(score_BK)[:real], np.asarray(row_BK)[:real])
+      score_BK, row_BK = _search(index, query_BE, k=k)
+    found += _evidence(
+      np.asarray(score_BK)[:real] / config.score_temperature,
+      np.asarray(row_BK)[:real],
+    )
   return found
 
 
@@ -189,18 +194,7 @@ def _span_texts(
   return spans
 
 
-@functools.partial(jax.jit, static_argnames=('k', 'config', 'sep_id'))
-def _retrieve(
-  params: dict[str, Any],
-  index: Index,
-  query_BL: jax.Array,
-  k: int,
-  config: Config,
-  sep_id: int,
-) -> tuple[jax.Array, jax.Array]:
-  embedder = parts.bind('embedder', config, query_embedder(params))
-  score_BK, row_BK = search(index, embedder(query_BL, sep_id=sep_id), k)
-  return score_BK / config.score_temperature, row_BK
+_search = jax.jit(search, static_argnames='k')
 
 
 @functools.partial(jax.jit, static_argnames=('config', 'sep_id'))

@@ -55,6 +55,23 @@ def test_rows_are_the_embedded_blocks(
   assert recall == 1 if dtype == 'float32' else 0.8 < recall <= 1
 
 
+def test_a_batch_is_no_longer_than_its_texts(corpus, config, mesh):
+  config = config_lib.replace(config, refresh={'batch_size': 2})
+  token_NL = corpus.tokens(slice(0, corpus.num_blocks))
+  length_N = (token_NL != 0).sum(1)
+  seen = []
+  for batch in build.read_batches(corpus, config, mesh):
+    row_b = batch.start + batch.place_b
+    seen += row_b.tolist()
+    length = batch.token_BL.shape[1]
+    assert length == min(-(-length_N[row_b].max() // 32) * 32, 40)
+    np.testing.assert_array_equal(
+      batch.token_BL[: len(row_b)], token_NL[row_b, :length]
+    )
+    assert not batch.token_BL[len(row_b) :].any()
+  assert sorted(seen) == list(range(corpus.num_blocks))
+
+
 def test_recall_is_that_of_the_rows_as_stored(corpus, config, embedder):
   params = embedder(config)
   token_NL = corpus.tokens(slice(0, corpus.num_blocks)).astype(np.int32)
