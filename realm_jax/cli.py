@@ -302,6 +302,48 @@ def _embed(verb: Parser) -> _Run:
   return run
 
 
+def _import(verb: Parser) -> _Run:
+  need(verb, '--from DIR', 'config.json and weights', dest='source')
+  need(verb, '--output DIR', 'the workdir to make')
+  help = 'store whose rows are the blocks of the index (default: its records)'
+  flag(verb, '--corpus DIR', help)
+  help = 'wordpieces in a block at most, where block_records.npy has the text'
+  flag(verb, '--block-length N', help, type=int, default=288)
+  help = 'inputs and outputs of the reference to compare with (no default)'
+  flag(verb, '--verify FILE.npz', help, dest='expected')
+
+  def run(**flags: Any) -> int:
+    from realm_jax.jobs import import_weights
+
+    told, passed = import_weights.import_weights(**flags)
+    _print_json(told)
+    if not passed:
+      print(
+        'error: --verify: an output differs from the reference by more than '
+        f'{import_weights.TOLERANCE}',
+        file=sys.stderr,
+      )
+    return 0 if passed else 1
+
+  return run
+
+
+def _export(verb: Parser) -> _Run:
+  need_workdir(verb)
+  need(verb, '--to DIR', 'the directory to make')
+  flag(verb, '--step N', 'of the checkpoint (default: newest)', type=int)
+  kinds = ('bert', 'embedder', 'scorer', 'encoder', 'reader', 'open_qa')
+  help = 'class to write (default: what the stage is)'
+  flag(verb, '--as', help, dest='kind', choices=kinds)
+
+  def run(**flags: Any) -> int:
+    from realm_jax.jobs import export_weights
+
+    return _print_json(export_weights.export_weights(**flags))
+
+  return run
+
+
 _VERBS = {
   'quickstart': ('the whole pipeline on a toy world', _quickstart),
   'prepare': ('documents to a corpus store', _prepare),
@@ -317,4 +359,6 @@ _VERBS = {
   'search': ('passages for a query', _search),
   'ask': ('an answer with its evidence', _ask),
   'embed': ('JSON lines to vectors', _embed),
+  'import': ('weights of Hugging Face to a workdir', _import),
+  'export': ('a checkpoint to the layout of Hugging Face', _export),
 }

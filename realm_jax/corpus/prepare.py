@@ -23,9 +23,6 @@ from realm_jax.workdir import files
 _BATCH_CHARACTERS = 1 << 18
 _BATCH_DOCUMENTS = 1024
 
-# Stands in a store until its manifest does.
-_MARK = 'incomplete'
-
 
 def prepare(
   inputs: Sequence[str],
@@ -81,7 +78,7 @@ def prepare(
   directory = epath.Path(output)
   if (directory / 'manifest.json').exists():
     return _same_content(output, source, read_documents(inputs, format))
-  with _new_directory(output):
+  with files.new_directory(output, '--output', 'manifest.json'):
     if train_vocab is not None:
       _write_vocab(directory, read_documents(inputs, format), train_vocab)
     else:
@@ -240,46 +237,6 @@ def _same_content(
       'directory, or delete that one'
     )
   return manifest
-
-
-@contextlib.contextmanager
-def _new_directory(output: str) -> Iterator[None]:
-  """Holds a directory until its store is complete; empties it on failure."""
-  directory = epath.Path(output)
-  if directory.exists() and not directory.is_dir():
-    raise ValueError(f'--output {output}: is a file, expected a directory')
-  mark = directory / _MARK
-  if directory.exists() and any(directory.iterdir()) and not mark.exists():
-    raise ValueError(
-      f'--output {output}: holds files that are no corpus; choose another '
-      'directory'
-    )
-  made = not directory.exists()
-  directory.mkdir(parents=True, exist_ok=True)
-  # First the mark: from here on all in the directory is ours.
-  mark.touch()
-  with files.lock(output, 'writer'):
-    if (directory / 'manifest.json').exists():
-      mark.unlink()
-      raise ValueError(f'--output {output}: was made by another process now')
-    _clear(directory)  # what a killed process left
-    try:
-      yield
-    except BaseException:
-      _clear(directory)
-      for file in list(directory.iterdir()):
-        file.unlink()  # mark and lock
-      if made:
-        directory.rmdir()
-      raise
-    mark.unlink()
-
-
-def _clear(directory: epath.Path) -> None:
-  for name in ('manifest.json', 'vocab.txt'):
-    (directory / name).unlink(missing_ok=True)
-  if (directory / 'arrays').exists():
-    (directory / 'arrays').rmtree()
 
 
 def _tokenizer(vocab: str) -> WordPiece:

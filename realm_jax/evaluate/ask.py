@@ -67,10 +67,7 @@ def ask(
     raise ValueError('the question is empty')
   restored = restore(workdir, step, index_version, allow_stale_index)
   if not restored.reads:
-    raise ValueError(
-      f'{workdir}: the stage {restored.workdir.stage} has no reader; '
-      'fine-tune it first (realm finetune)'
-    )
+    raise ValueError(f'{workdir}: {restored.why_silent}')
   context = (restored.config, restored.corpus, restored.mesh)
   if restored.index is None:
     (found,) = answer.answer_closed_book(restored.params, [question], *context)

@@ -9,7 +9,7 @@ from etils import epath
 
 from realm_jax.corpus.store import Corpus
 from realm_jax.data.questions import Question, read_questions
-from realm_jax.evaluate.restored import Restored, restore
+from realm_jax.evaluate.restored import Restored, Textless, restore
 from realm_jax.scores import qa, retrieval
 from realm_jax.train import answer, dev
 from realm_jax.workdir import files
@@ -44,6 +44,8 @@ def evaluate(
     raise ValueError(f'--output {output}: is a file, expected a directory')
   asked = read_questions(questions)
   restored = restore(workdir, step, index_version, allow_stale_index)
+  if isinstance(restored.corpus, Textless):
+    raise ValueError(f'{workdir}: {restored.why_silent}')
   texts = [question.question for question in asked]
   evidence, answers = _run(restored, texts)
   metrics = {

@@ -1,6 +1,7 @@
 """A checkpoint with its index and corpus, ready to be asked."""
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -13,9 +14,45 @@ from realm_jax.index import build
 from realm_jax.index.refresh import restore_part
 from realm_jax.index.search import Index
 from realm_jax.parallel import mesh as mesh_lib
+from realm_jax.text.wordpiece import WordPiece
+from realm_jax.train.state import query_embedder
 from realm_jax.workdir import checkpoints, files, versions
 from realm_jax.workdir import rows as rows_lib
 from realm_jax.workdir.run import Workdir
+
+
+class Textless:
+  """Stands for the corpus of an imported index that came without text."""
+
+  fingerprint = ''
+  block_length = 1
+
+  def __init__(self, workdir: Workdir, num_blocks: int):
+    self._vocab = workdir.path / 'huggingface' / 'vocab.txt'
+    self.num_blocks = num_blocks
+
+  @functools.cached_property
+  def tokenizer(self) -> WordPiece:
+    if not self._vocab.exists():
+      raise ValueError(f'{self._vocab}: no such file: text cannot be encoded')
+    return WordPiece.from_file(self._vocab)
+
+  @property
+  def tokenizer_digest(self) -> str:
+    return self.tokenizer.digest
+
+  def alive(self, start: int, stop: int) -> np.ndarray:
+    return np.ones(stop - start, bool)
+
+  def tokens(self, rows: slice) -> np.ndarray:
+    return np.zeros((len(range(*rows.indices(self.num_blocks))), 1), np.uint16)
+
+  def document(self, row: int) -> tuple[None, None]:
+    del row
+    return None, None
+
+  def text(self, row: int) -> None:
+    del row
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,7 +65,7 @@ class Restored:
   workdir: Workdir
   config: Config
   mesh: jax.sharding.Mesh
-  corpus: Corpus
+  corpus: Corpus | Textless
   params: dict[str, Any]
   index: Index | None
   checkpoint_step: int
@@ -37,7 +74,21 @@ class Restored:
   @property
   def reads(self) -> bool:
     """Whether the checkpoint can answer, not only retrieve."""
-    return 'reader' in self.params or self.index is None
+    return self.why_silent is None
+
+  @property
+  def why_silent(self) -> str | None:
+    """What the checkpoint lacks to answer; None: nothing."""
+    if isinstance(self.corpus, Textless):
+      return (
+        'its index came without text (block_records.npy, or import --corpus)'
+      )
+    if 'reader' in self.params or self.index is None:
+      return None
+    return (
+      f'the stage {self.workdir.stage} has no reader; fine-tune it first '
+      '(realm finetune)'
+    )
 
 
 def restore(
@@ -71,19 +122,13 @@ def restore(
   if config.closed_book:
     corpus = Corpus.open(config.corpus, pinned(workdir))
     return Restored(workdir, config, mesh, corpus, params, None, step, None)
-  if 'document_embedder' not in params:
+  if query_embedder(params) is None:
     raise ValueError(f'{path}: the stage {workdir.stage} has no retriever')
   params.pop('encoder', None)
-  index_path, manifest = _version(
+  index_path, manifest = find_version(
     workdir, step, index_version, allow_stale_index
   )
-  corpus = Corpus.open(config.corpus, manifest.corpus_fingerprint)
-  trained = pinned(workdir)
-  if not corpus.descends_from(trained):
-    raise ValueError(
-      f'index version {manifest.version}: corpus {corpus.fingerprint} does '
-      f'not come from that of the run, {trained}'
-    )
+  corpus = _corpus(workdir, manifest)
   versions.check(
     manifest,
     corpus_fingerprint=corpus.fingerprint,
@@ -127,15 +172,42 @@ def chosen_step(workdir: Workdir, step: int | None) -> int:
   return step
 
 
+def _corpus(workdir: Workdir, manifest: versions.Manifest) -> Corpus | Textless:
+  """The generation that an index version was made of."""
+  if not workdir.config.corpus and not manifest.corpus_fingerprint:
+    return Textless(workdir, manifest.rows)
+  corpus = Corpus.open(workdir.config.corpus, manifest.corpus_fingerprint)
+  trained = pinned(workdir)
+  if not corpus.descends_from(trained):
+    raise ValueError(
+      f'index version {manifest.version}: corpus {corpus.fingerprint} does '
+      f'not come from that of the run, {trained}'
+    )
+  return corpus
+
+
 def pinned(workdir: Workdir) -> str:
   """Fingerprint of the corpus generation that the run was trained on."""
   return files.read_json(workdir.path / 'corpus.json')['fingerprint']
 
 
-def _version(
-  workdir: Workdir, step: int, wanted: int | None, allow_stale: bool
+def find_version(
+  workdir: Workdir,
+  step: int,
+  wanted: int | None = None,
+  allow_stale: bool = False,
 ) -> tuple[epath.Path, versions.Manifest]:
-  """The index version to use with a checkpoint, and where it lies."""
+  """The index version to use with a checkpoint, and where it lies.
+
+  Args:
+    workdir: of the checkpoint.
+    step: of the checkpoint.
+    wanted: a version by its number; None: the newest that fits.
+    allow_stale: take an index of an older document embedder.
+
+  Raises:
+    ValueError: there is none; names what there is.
+  """
   digest = checkpoints.read_record(workdir.path, step)['embedder_digest']
   # An embedder that did not train since: the index it started with serves.
   places = [p for p in (workdir.index, workdir.shared_index) if p is not None]
@@ -145,9 +217,13 @@ def _version(
     for version in reversed(versions.list_versions(place))
   ]
   if wanted is not None:
+    there = sorted({manifest.version for _, manifest in found})
     found = [pair for pair in found if pair[1].version == wanted]
     if not found:
-      raise ValueError(f'--index_version {wanted}: not in {places[0]}')
+      raise ValueError(
+        f'--index_version {wanted}: {" and ".join(map(str, places))} has '
+        f'{there}'
+      )
   fitting = [pair for pair in found if pair[1].embedder_digest == digest]
   if fitting:
     return fitting[0]

@@ -12,14 +12,16 @@ from etils import epath
 from realm_jax.corpus.blocks import NUM_SPECIAL
 from realm_jax.corpus.sources import read_json_lines
 from realm_jax.corpus.store import Corpus
-from realm_jax.evaluate.restored import chosen_step, pinned
+from realm_jax.evaluate.restored import Textless, chosen_step, pinned
 from realm_jax.index.build import embed_tokens
 from realm_jax.index.refresh import restore_part
 from realm_jax.parallel import mesh as mesh_lib
+from realm_jax.text.wordpiece import WordPiece
 from realm_jax.workdir import checkpoints
 from realm_jax.workdir.run import Workdir
 
 _BATCH = 32
+_BLOCK_LENGTH = 288  # of a model that was imported without a corpus
 
 
 def embed(
@@ -43,14 +45,14 @@ def embed(
   step = chosen_step(run, None)
   mesh = mesh_lib.make_mesh(run.config.mesh)
   shapes = checkpoints.params_shapes(run.path, step)
-  if 'document_embedder' not in shapes:
-    raise ValueError(f'{workdir}: the stage {run.stage} has no retriever')
   own = side == 'query' and 'query_embedder' in shapes
   part = 'query_embedder' if own else 'document_embedder'
+  if part not in shapes:
+    raise ValueError(f'{workdir}: step {step} has no {part} to embed with')
   params = restore_part(run, step, part, mesh)
-  corpus = Corpus.open(run.config.corpus, pinned(run))
-  length = run.config.query_length if side == 'query' else corpus.block_length
-  sep_id = corpus.tokenizer.sep_id
+  tokenizer, block_length = _text_side(run)
+  length = run.config.query_length if side == 'query' else block_length
+  sep_id = tokenizer.sep_id
   data = mesh.shape['data']
   size = -(-_BATCH // data) * data
   texts = _read(input, side)
@@ -59,12 +61,21 @@ def embed(
     while part_texts := list(itertools.islice(texts, size)):
       token_BL = np.zeros((size, length), np.int32)
       for row_L, (title, text) in zip(token_BL, part_texts, strict=False):
-        ids = _frame(title, text, side, length, corpus)
+        ids = _frame(title, text, side, length, tokenizer)
         row_L[: len(ids)] = ids
       batch = mesh_lib.put_batch({'token_BL': token_BL}, mesh)
       found_BE = embed_tokens(params, **batch, config=run.config, sep_id=sep_id)
       vectors.append(np.asarray(found_BE)[: len(part_texts)])
   _write(output, np.concatenate(vectors))
+
+
+def _text_side(run: Workdir) -> tuple[WordPiece, int]:
+  """The tokenizer, and how long a document is at most."""
+  if run.config.corpus:
+    corpus = Corpus.open(run.config.corpus, pinned(run))
+    return corpus.tokenizer, corpus.block_length
+  longest = min(_BLOCK_LENGTH, run.config.model.max_positions)
+  return Textless(run, 0).tokenizer, longest
 
 
 def _read(path: str, side: str) -> Iterator[tuple[str, str]]:
@@ -81,10 +92,9 @@ def _read(path: str, side: str) -> Iterator[tuple[str, str]]:
 
 
 def _frame(
-  title: str, text: str, side: str, length: int, corpus: Corpus
+  title: str, text: str, side: str, length: int, tokenizer: WordPiece
 ) -> list[int]:
   """Wordpieces with their special ones, `length` at most."""
-  tokenizer = corpus.tokenizer
   ids = [tokenizer.cls_id]
   if side == 'document':
     ids += tokenizer.encode(title)[0][: (length - NUM_SPECIAL) // 2]

@@ -144,6 +144,7 @@ class Bert(nnx.Module):
     token_BL: jax.Array,
     segment_BL: jax.Array,
     *,
+    real_BL: jax.Array | None = None,
     key: jax.Array | None = None,
   ) -> jax.Array:
     """Hidden states of the last layer.
@@ -151,6 +152,7 @@ class Bert(nnx.Module):
     Args:
       token_BL: wordpiece ids; 0 is padding.
       segment_BL: 0 or 1.
+      real_BL: bool, what is not padding; None: all but id 0.
       key: of dropout; None: no dropout.
 
     Returns:
@@ -181,7 +183,7 @@ class Bert(nnx.Module):
     )
     x_BLD = dropout(self.norm(x_BLD), config.dropout, embed_key)
     x_BLD = split_batch(x_BLD.astype(config.compute_dtype))
-    real_BL = token_BL != 0
+    real_BL = token_BL != 0 if real_BL is None else real_BL
     graphdef, stacked = nnx.split(self.layers)
     keys = (
       None

@@ -1,337 +1,408 @@
-"""Weights in the Hugging Face layout.
+"""Models in the Hugging Face layout, to our parameter trees and back."""
 
-One table says where each of their tensors lies in our parameter trees and
-whether it is transposed (`Linear.weight` is [out, in], a kernel [in, out]).
-Layers are `{i}` in a key and the leading axis of our stacked array.
-"""
-
-import json
-import os
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, get_args
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-import safetensors
 from flax import traverse_util
 
 from realm_jax.config import Config
-from realm_jax.model import parts
-
-
-class Tensor(NamedTuple):
-  """Where a tensor lies: their key, our path, and is it transposed."""
-
-  key: str
-  path: tuple[str, ...]
-  transposed: bool = False
-
-
-def _embedding(key: str, path: str) -> list[Tensor]:
-  return [Tensor(f'{key}.weight', (*path.split('/'), 'embedding'))]
-
-
-def _linear(key: str, path: str) -> list[Tensor]:
-  names = tuple(path.split('/'))
-  return [
-    Tensor(f'{key}.weight', (*names, 'kernel'), transposed=True),
-    Tensor(f'{key}.bias', (*names, 'bias')),
-  ]
-
-
-def _norm(key: str, path: str) -> list[Tensor]:
-  names = tuple(path.split('/'))
-  return [
-    Tensor(f'{key}.weight', (*names, 'scale')),
-    Tensor(f'{key}.bias', (*names, 'bias')),
-  ]
-
-
-_LAYER = 'encoder.layer.{i}'
-
-# Keys of the backbone stand without its prefix ('bert.', 'realm.', or none).
-BACKBONE = [
-  *_embedding('embeddings.word_embeddings', 'bert/word'),
-  *_embedding('embeddings.position_embeddings', 'bert/position'),
-  *_embedding('embeddings.token_type_embeddings', 'bert/segment'),
-  *_norm('embeddings.LayerNorm', 'bert/norm'),
-  *_linear(f'{_LAYER}.attention.self.query', 'bert/layers/query'),
-  *_linear(f'{_LAYER}.attention.self.key', 'bert/layers/key'),
-  *_linear(f'{_LAYER}.attention.self.value', 'bert/layers/value'),
-  *_linear(f'{_LAYER}.attention.output.dense', 'bert/layers/output'),
-  *_norm(f'{_LAYER}.attention.output.LayerNorm', 'bert/layers/attention_norm'),
-  *_linear(f'{_LAYER}.intermediate.dense', 'bert/layers/mlp_in'),
-  *_linear(f'{_LAYER}.output.dense', 'bert/layers/mlp_out'),
-  *_norm(f'{_LAYER}.output.LayerNorm', 'bert/layers/mlp_norm'),
-]
-
-# Of the backbone too, but not every checkpoint has one.
-POOLER = _linear('pooler.dense', 'pooler')
-
-# Keys of the heads; they carry no backbone prefix.
-PROJECTION = [
-  *_linear('cls.dense', 'projection'),
-  *_norm('cls.LayerNorm', 'norm'),
-]
-MLM_HEAD = [
-  *_linear('cls.predictions.transform.dense', 'transform'),
-  *_norm('cls.predictions.transform.LayerNorm', 'norm'),
-  Tensor('cls.predictions.bias', ('bias',)),
-]
-SPAN_HEAD = [
-  *_linear('qa_outputs.dense_intermediate', 'span'),
-  *_norm('qa_outputs.layer_normalization', 'norm'),
-  *_linear('qa_outputs.dense_output', 'output'),
-]
-
-# Of a plain BERT, not used here: buffers, the tied decoder, next sentence.
-_UNUSED = (
-  'embeddings.position_ids',
-  'cls.predictions.decoder.weight',
-  'cls.predictions.decoder.bias',
-  'cls.seq_relationship.weight',
-  'cls.seq_relationship.bias',
-)
+from realm_jax.model import hf_names, parts
+from realm_jax.model.hf_files import Weights
+from realm_jax.model.hf_names import Tensor
 
 _ACTIVATIONS = {
   'gelu': 'gelu',
   'gelu_new': 'gelu_tanh',
   'gelu_pytorch_tanh': 'gelu_tanh',
 }
-
-_SIZES = {
+_BERT_SIZES = {
   'vocab_size': 'vocab_size',
   'hidden_size': 'hidden_size',
   'num_hidden_layers': 'num_layers',
   'num_attention_heads': 'num_heads',
   'intermediate_size': 'mlp_size',
   'max_position_embeddings': 'max_positions',
+  'layer_norm_eps': 'layer_norm_eps',
+}
+_REALM_SIZES = {
+  'retriever_proj_size': 'retrieval_size',
+  'span_hidden_size': 'span_hidden_size',
+  'max_span_width': 'max_span_width',
+  'reader_layer_norm_eps': 'reader_eps',
+}
+_REALM_KEYS = {
+  'num_candidates': 'num_candidates',
+  'reader_beam_size': 'reader_beam',
+  'searcher_beam_size': 'retriever_beam',
+  'reader_seq_len': 'reader_length',
 }
 
 
-def read_directory(
-  directory: str,
-) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-  """Reads `config.json` and `model.safetensors`.
+class Loaded(NamedTuple):
+  """A model out of a directory.
 
-  Args:
-    directory: as `save_pretrained` writes it.
+  `backbone` stands before the keys of a BERT: 'bert.', 'realm.' or nothing.
+  `params` are float32 arrays on the host, by the names of our checkpoints.
+  `aside` holds tensors that nothing here uses, by part and their key in it
+  ('reader/realm.pooler.dense.bias'; part 'bert' of a plain BERT). `fresh` names
+  what was not in the directory and starts random ('encoder/mlm_head').
+  `parameters` counts numbers as their class does: aliases once, no buffers.
+  """
 
-  Returns:
-    The Hugging Face configuration, and the tensors by key: floating ones in
-    float32, and the layer norms' older names (gamma, beta) made the newer
-    (weight, bias).
+  kind: str
+  backbone: str
+  params: dict[str, dict[str, Any]]
+  aside: dict[str, np.ndarray]
+  fresh: list[str]
+  parameters: int
+
+
+def kind(weights: Weights) -> str:
+  """Which class a directory holds: 'bert' or one of hf_names.KINDS.
 
   Raises:
-    ValueError: a file is missing or is not what its name says.
+    ValueError: model_type is neither bert nor realm, or the configuration
+      says one class and the tensors are of another.
   """
-  config_path = os.path.join(directory, 'config.json')
-  weights_path = os.path.join(directory, 'model.safetensors')
-  for path in (config_path, weights_path):
-    if not os.path.isfile(path):
-      raise ValueError(
-        f'{path}: no such file; a Hugging Face directory has config.json and '
-        'model.safetensors'
-      )
-  try:
-    with open(config_path, encoding='utf-8') as file:
-      hf_config = json.load(file)
-  except ValueError as error:
-    raise ValueError(f'{config_path}: not JSON: {error}') from error
-  if not isinstance(hf_config, dict):
-    raise ValueError(f'{config_path}: expected a JSON object')
-  tensors = {}
-  try:
-    with safetensors.safe_open(weights_path, framework='numpy') as file:
-      for key in file.keys():  # noqa: SIM118 (the file is no mapping)
-        array = file.get_tensor(key)
-        if jnp.issubdtype(array.dtype, jnp.floating):
-          array = array.astype(np.float32)
-        tensors[_modern(key)] = array
-  except safetensors.SafetensorError as error:
-    raise ValueError(f'{weights_path}: not safetensors: {error}') from error
-  return hf_config, tensors
+  model_type = weights.config.get('model_type')
+  if model_type not in ('bert', 'realm'):
+    raise ValueError(
+      f'{weights.path}: config.json: model_type {model_type!r}, must be bert '
+      'or realm'
+    )
+  found = hf_names.kind_of(set(weights.entries))
+  if (found == 'bert') != (model_type == 'bert'):
+    raise ValueError(
+      f'{weights.path}: config.json: model_type is {model_type!r}, but the '
+      f'tensors are those of {"BERT" if found == "bert" else found}'
+    )
+  named = weights.config.get('architectures') or []
+  architecture = found != 'bert' and hf_names.KINDS[found].architecture
+  if architecture and named and architecture not in named:
+    raise ValueError(
+      f'{weights.path}: config.json: architectures is {named}, but the tensors '
+      f'are those of {architecture}'
+    )
+  return found
 
 
-def bert_model_config(hf_config: Mapping[str, Any]) -> dict[str, Any]:
-  """The ModelConfig keys that a BERT configuration decides.
+def config_values(weights: Weights) -> dict[str, Any]:
+  """The configuration keys that a directory decides.
 
-  Sizes, activation and layer norm eps; dropout and initialisation are the
-  run's own choice.
+  Sizes, activation, epsilons, of REALM also its beams and lengths; dropout and
+  initialisation are the run's own choice.
 
   Raises:
-    ValueError: a key is missing or asks for what BERT here has not.
+    ValueError: a key is missing or asks for what the models here have not.
   """
-  for hf_name in (*_SIZES, 'hidden_act', 'layer_norm_eps'):
-    if hf_name not in hf_config:
-      raise ValueError(f'config.json: {hf_name} is missing')
-  activation = hf_config['hidden_act']
+  given, where = weights.config, f'{weights.path}: config.json'
+  realm = given.get('model_type') == 'realm'
+  names = _BERT_SIZES | (_REALM_SIZES if realm else {})
+  for name in (*names, 'hidden_act', *(_REALM_KEYS if realm else ())):
+    if name not in given:
+      raise ValueError(f'{where}: {name} is missing')
+  activation = given['hidden_act']
   if activation not in _ACTIVATIONS:
     raise ValueError(
-      f'config.json: hidden_act {activation!r}, choose from '
+      f'{where}: hidden_act {activation!r}, choose from '
       f'{", ".join(_ACTIVATIONS)}'
     )
-  position = hf_config.get('position_embedding_type', 'absolute')
-  if position != 'absolute':
-    raise ValueError(
-      f'config.json: position_embedding_type {position!r}, must be absolute'
-    )
+  for name, only in (
+    ('position_embedding_type', 'absolute'),
+    ('type_vocab_size', 2),
+  ):
+    if given.get(name, only) != only:
+      raise ValueError(f'{where}: {name} {given[name]!r}, must be {only}')
+  model = {ours: given[name] for name, ours in names.items()}
+  model['activation'] = _ACTIVATIONS[activation]
+  if not realm:
+    return {'model': model}
+  model['projection_eps'] = model['layer_norm_eps']
   return {
-    **{name: hf_config[hf_name] for hf_name, name in _SIZES.items()},
-    'activation': _ACTIVATIONS[activation],
-    'layer_norm_eps': hf_config['layer_norm_eps'],
+    'model': model,
+    **{ours: given[name] for name, ours in _REALM_KEYS.items()},
   }
 
 
-def table(name: parts.Part, backbone: str) -> dict[str, list[Tensor]]:
-  """Every tensor of a part, by group.
+def load(weights: Weights, config: Config) -> Loaded:
+  """Takes a model out of a directory; every tensor is accounted for.
+
+  Of a plain BERT, retriever and encoder start from its weights; heads that it
+  has not start fresh from `config.seed`.
 
   Args:
-    name: 'embedder', 'encoder' or 'reader'.
-    backbone: what stands before the keys of the transformer: 'bert.',
-      'realm.' or nothing.
-
-  Returns:
-    'backbone' and the part's heads. An embedder of pooling 'mean' has no
-    'pooler'.
-  """
-
-  def prefixed(tensors: list[Tensor]) -> list[Tensor]:
-    return [tensor._replace(key=backbone + tensor.key) for tensor in tensors]
-
-  heads = {
-    'embedder': {'pooler': prefixed(POOLER), 'projection': PROJECTION},
-    'encoder': {'mlm_head': MLM_HEAD},
-    'reader': {'span_head': SPAN_HEAD},
-  }
-  return {'backbone': prefixed(BACKBONE), **heads[name]}
-
-
-def fill(
-  params: dict[str, Any],
-  tensors: Mapping[str, np.ndarray],
-  group: list[Tensor],
-  where: str,
-) -> dict[str, Any]:
-  """A copy of `params` with the arrays of a group taken from `tensors`.
-
-  Args:
-    params: of a part; decides the shapes, the number of layers too.
-    tensors: by Hugging Face key.
-    group: of `table`.
-    where: the directory, for messages.
-
-  Raises:
-    ValueError: tensors are missing, misshapen or not floating point.
-  """
-  flat = traverse_util.flatten_dict(params)
-  missing = []
-  for tensor in group:
-    shape = flat[tensor.path].shape
-    stacked = '{i}' in tensor.key
-    keys = [tensor.key.format(i=i) for i in range(shape[0] if stacked else 1)]
-    shape = shape[1:] if stacked else shape
-    missing += [key for key in keys if key not in tensors]
-    if missing:
-      continue
-    arrays = [_checked(tensors, key, tensor, shape, where) for key in keys]
-    flat[tensor.path] = np.stack(arrays) if stacked else arrays[0]
-  if missing:
-    raise ValueError(f'{where}: missing {", ".join(missing)}')
-  return traverse_util.unflatten_dict(flat)
-
-
-def load_bert(
-  directory: str,
-  config: Config,
-  names: Sequence[parts.Part] = ('embedder', 'encoder', 'reader'),
-) -> tuple[dict[str, dict[str, Any]], list[str]]:
-  """Starts the parts from a plain BERT or a sentence-embedding BERT.
-
-  Args:
-    directory: with `config.json` and `model.safetensors`; keys with or
-      without 'bert.' before them.
+    weights: of the directory, open.
     config: its `model` must agree with the directory's.
-    names: the parts wanted.
 
   Returns:
-    The parameters of each part, float32 arrays on the host, and what in them
-    starts fresh from `config.seed`: 'encoder/mlm_head' and the like.
+    What was found. The rows of an open-QA model (`block_emb`) are not read.
 
   Raises:
-    ValueError: the model is of another kind or size than `config` says, or
-      tensors are unknown, missing or misshapen.
+    ValueError: sizes differ from those of `config`, or tensors are unknown,
+      missing, misshapen or not floating point: all of them are named.
   """
-  hf_config, tensors = read_directory(directory)
-  kind = hf_config.get('model_type')
-  if kind != 'bert':
-    raise ValueError(
-      f'{directory}: config.json: model_type {kind!r}, must be bert'
-    )
-  for name, value in bert_model_config(hf_config).items():
+  model = config_values(weights)['model']
+  for name, value in model.items():
     ours = getattr(config.model, name)
     if ours != value:
       raise ValueError(
-        f'model.{name}: {ours}, but the weights in {directory} have {value}'
+        f'model.{name}: {ours}, but the weights in {weights.path} have {value}'
       )
-  word = BACKBONE[0].key
-  backbone = 'bert.' if f'bert.{word}' in tensors else ''
-  _refuse_unknown(tensors, backbone, config.model.num_layers, directory)
-  loaded = {}
-  fresh = []
-  key = jax.random.key(config.seed)
-  for name in names:
-    number = get_args(parts.Part).index(name)
-    params = parts.init_part(name, config, jax.random.fold_in(key, number))
-    params = jax.tree.map(np.asarray, params)
-    for label, group in table(name, backbone).items():
+  found = kind(weights)
+  plan = _bert_plan(weights, config) if found == 'bert' else None
+  plan = plan or _realm_plan(weights, config, found)
+  _account(weights, plan, config)
+  params = {
+    name: _fill(weights, plan.groups[name], params)
+    for name, params in plan.params.items()
+  }
+  counted = {
+    key
+    for group in plan.groups.values()
+    for tensor in group
+    for key in tensor.keys(config.model.num_layers)
+  } | set(plan.aside)
+  return Loaded(
+    found,
+    plan.backbone,
+    params,
+    {name: weights.floats(key) for key, (name, _) in plan.aside.items()},
+    plan.fresh,
+    sum(int(np.prod(weights.entries[key].shape)) for key in counted),
+  )
+
+
+class _Plan(NamedTuple):
+  """What is to be taken from where."""
+
+  backbone: str
+  params: dict[str, dict[str, Any]]  # fresh ones, by part
+  groups: dict[str, list[Tensor]]  # live tensors, by part
+  aside: dict[str, tuple[str, tuple[int, ...]]]  # dead: our name, shape
+  aliases: dict[str, str]
+  fresh: list[str]
+
+
+def _realm_plan(weights: Weights, config: Config, kind: str) -> _Plan:
+  if config.pooling != 'cls':
+    raise ValueError(
+      f'pooling: {config.pooling!r}, but the models of REALM pool by cls'
+    )
+  plan = _Plan('realm.', {}, {}, {}, {}, [])
+  for before, (module, name) in hf_names.KINDS[kind].parts.items():
+    if _is_copy(weights, before, 'embedder.'):
+      plan.aliases.update(
+        {
+          key: key.replace(before, 'embedder.', 1)
+          for key in weights.entries
+          if key.startswith(before)
+        }
+      )
+      continue
+    plan.params[name] = _host(module, config)
+    plan.groups[name] = [
+      tensor
+      for group in hf_names.table(module, 'realm.', before).values()
+      for tensor in group
+    ]
+    plan.aside.update(
+      {
+        before + key: (f'{name}/{key}', shape)
+        for key, shape in hf_names.dead(module, config.model).items()
+      }
+    )
+    plan.aliases.update(hf_names.aliases(module, before, 'realm.'))
+  if kind == 'open_qa':
+    plan.aliases[hf_names.BLOCKS] = ''  # a buffer, read by its rows
+  return plan
+
+
+def _is_copy(weights: Weights, before: str, original: str) -> bool:
+  """Whether the query embedder is the document embedder itself."""
+  if before != 'query_embedder.':
+    return False
+  own = [key for key in weights.entries if key.startswith(before)]
+  return all(
+    (first := key.replace(before, original, 1)) in weights.entries
+    and np.array_equal(
+      weights.entries[key].read(slice(None)),
+      weights.entries[first].read(slice(None)),
+    )
+    for key in own
+  )
+
+
+def _bert_plan(weights: Weights, config: Config) -> _Plan:
+  backbone = 'bert.' if f'bert.{hf_names.WORD}' in weights.entries else ''
+  plan = _Plan(backbone, {}, {}, {}, {}, [])
+  for module, name in (
+    ('embedder', 'document_embedder'),
+    ('encoder', 'encoder'),
+  ):
+    params, groups = _host(module, config), []
+    for label, group in hf_names.table(module, backbone).items():
       if label == 'pooler' and config.pooling != 'cls':
         continue
-      if label == 'backbone' or any(t.key in tensors for t in group):
-        params = fill(params, tensors, group, directory)
-      else:
-        fresh.append(f'{name}/{label}')
-    loaded[name] = params
-  return loaded, fresh
+      if label == 'backbone' or any(t.key in weights.entries for t in group):
+        groups += group
+        continue
+      plan.fresh.append(f'{name}/{label}')
+      if label == 'projection':
+        params['projection']['kernel'] = _rotation(config)
+    plan.params[name], plan.groups[name] = params, groups
+    plan.aliases.update(hf_names.aliases(module, '', backbone))
+  dead = hf_names.dead_of_bert(backbone, config.pooling, config.model)
+  plan.aside.update(
+    {
+      key: (f'bert/{key.removeprefix(backbone)}', shape)
+      for key, shape in dead.items()
+      if key in weights.entries
+    }
+  )
+  return plan
 
 
-def _checked(
-  tensors: Mapping[str, np.ndarray],
-  key: str,
-  tensor: Tensor,
-  shape: tuple[int, ...],
-  where: str,
-) -> np.ndarray:
-  array = tensors[key]
-  theirs = shape[::-1] if tensor.transposed else shape
-  if array.shape != theirs:
-    raise ValueError(f'{where}: {key}: shape {array.shape}, must be {theirs}')
-  if array.dtype != np.float32:
-    raise ValueError(f'{where}: {key}: {array.dtype}, must be floating point')
-  return np.ascontiguousarray(array.T) if tensor.transposed else array
-
-
-def _refuse_unknown(
-  tensors: Mapping[str, np.ndarray],
-  backbone: str,
-  num_layers: int,
-  where: str,
-) -> None:
-  known = {backbone + key for key in _UNUSED} | set(_UNUSED)
-  known |= {tensor.key for tensor in MLM_HEAD}
-  known |= {
-    backbone + tensor.key.format(i=i)
-    for tensor in (*BACKBONE, *POOLER)
-    for i in range(num_layers)
+def _account(weights: Weights, plan: _Plan, config: Config) -> None:
+  """Names every tensor that is unknown, missing or misshapen."""
+  shapes = {key: shape for key, (_, shape) in plan.aside.items()}
+  for name, group in plan.groups.items():
+    flat = traverse_util.flatten_dict(plan.params[name])
+    for tensor in group:
+      shape = flat[tensor.path].shape[tensor.stacked :]
+      shape = shape[::-1] if tensor.transposed else shape
+      shapes |= dict.fromkeys(tensor.keys(config.model.num_layers), shape)
+  entries = weights.entries
+  wrong = {
+    'missing': sorted(set(shapes) - set(entries)),
+    'unknown': sorted(set(entries) - set(shapes) - set(plan.aliases)),
+    'misshapen': [
+      f'{key} {list(entries[key].shape)} (must be {list(shape)})'
+      for key, shape in sorted(shapes.items())
+      if key in entries and entries[key].shape != shape
+    ],
   }
-  unknown = sorted(set(tensors) - known)
-  if unknown:
-    raise ValueError(f'{where}: unknown tensors {", ".join(unknown)}')
+  if any(wrong.values()):
+    said = '; '.join(
+      f'{what}: {", ".join(keys)}' for what, keys in wrong.items() if keys
+    )
+    raise ValueError(f'{weights.path}: tensors {said}')
+  for key, first in plan.aliases.items():
+    if (
+      key in entries
+      and first
+      and not np.array_equal(weights.floats(key), weights.floats(first))
+    ):
+      raise ValueError(
+        f'{weights.path}: {key} differs from {first}; they must be one'
+      )
 
 
-def _modern(key: str) -> str:
-  for old, new in (('.gamma', '.weight'), ('.beta', '.bias')):
-    if key.endswith(f'LayerNorm{old}'):
-      return key.removesuffix(old) + new
-  return key
+def _fill(
+  weights: Weights, group: Sequence[Tensor], params: dict[str, Any]
+) -> dict[str, Any]:
+  """A copy of `params` with the arrays of a group."""
+  flat = traverse_util.flatten_dict(params)
+  for tensor in group:
+    like = flat[tensor.path]
+    keys = tensor.keys(len(like) if tensor.stacked else 1)
+    array = np.empty(like.shape, np.float32)
+    for place, key in zip(array if tensor.stacked else [array], keys,
+                          strict=True):  # fmt: skip
+      found = weights.floats(key)
+      place[...] = found.T if tensor.transposed else found
+    flat[tensor.path] = array
+  return traverse_util.unflatten_dict(flat)
+
+
+def _host(module: parts.Part, config: Config) -> dict[str, Any]:
+  """Fresh parameters of a part, as numpy."""
+  number = get_args(parts.Part).index(module)
+  key = jax.random.fold_in(jax.random.key(config.seed), number)
+  return jax.tree.map(np.asarray, parts.init_part(module, config, key))
+
+
+def _rotation(config: Config) -> np.ndarray:
+  """A projection that leaves a trained space as it is: angles stay.
+
+  Its columns (of fewer outputs than inputs) or rows are orthogonal: inner
+  products of the outputs are those of the inputs. Independent elements, as a
+  model from scratch has, would add noise. The elements' size is BERT's.
+  """
+  size_in, size_out = config.model.hidden_size, config.model.retrieval_size
+  scale = config.model.initializer_range * max(size_in, size_out) ** 0.5
+  rotate = jax.nn.initializers.orthogonal(scale)
+  return np.asarray(rotate(jax.random.key(config.seed), (size_in, size_out)))
+
+
+def tensors(
+  kind: str, params: Mapping[str, dict[str, Any]], config: Config
+) -> dict[str, np.ndarray]:
+  """The live tensors of a model, by Hugging Face key.
+
+  Args:
+    kind: 'bert' (the encoder, as BertForMaskedLM) or one of hf_names.KINDS.
+    params: arrays by the names of our checkpoints; a scorer whose embedders
+      are shared has no `query_embedder`.
+    config: of the run.
+
+  Returns:
+    float32 arrays, without aliases and what is dead.
+  """
+  if kind == 'bert':
+    placed = {('bert.', ''): ('encoder', 'encoder')}
+  else:
+    placed = {
+      ('realm.', before): part
+      for before, part in hf_names.KINDS[kind].parts.items()
+    }
+  found: dict[str, np.ndarray] = {}
+  for (backbone, before), (module, name) in placed.items():
+    if name not in params and name == 'query_embedder' and kind == 'scorer':
+      continue
+    flat = traverse_util.flatten_dict(params[name])
+    for group in hf_names.table(module, backbone, before).values():
+      for tensor in group:
+        array = np.asarray(flat[tensor.path], np.float32)
+        layers = array if tensor.stacked else [array]
+        for key, layer in zip(
+          tensor.keys(config.model.num_layers), layers, strict=True
+        ):
+          found[key] = layer.T if tensor.transposed else layer
+  return found
+
+
+def hf_config(kind: str, config: Config) -> dict[str, Any]:
+  """The config.json of a model of this kind."""
+  # Of two names the earlier.
+  back = {ours: theirs for theirs, ours in reversed(_ACTIVATIONS.items())}
+  model = config.model
+  names = _BERT_SIZES | (_REALM_SIZES if kind != 'bert' else {})
+  values: dict[str, Any] = {
+    name: getattr(model, ours) for name, ours in names.items()
+  }
+  values |= {
+    'hidden_act': back[model.activation],
+    'hidden_dropout_prob': model.dropout,
+    'attention_probs_dropout_prob': 0.0,
+    'initializer_range': model.initializer_range,
+    'type_vocab_size': 2,
+    'torch_dtype': 'float32',
+  }
+  if kind == 'bert':
+    return {
+      'architectures': ['BertForMaskedLM'],
+      'model_type': 'bert',
+      'pad_token_id': 0,
+      **values,
+    }
+  # Its pad_token_id is 1 by mistake (the real [PAD] is 0), and stays so: it
+  # only says which row of a table gets no gradient there.
+  return {
+    'architectures': [hf_names.KINDS[kind].architecture],
+    'model_type': 'realm',
+    'pad_token_id': 1,
+    **values,
+    **{name: getattr(config, ours) for name, ours in _REALM_KEYS.items()},
+  }

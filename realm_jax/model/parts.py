@@ -76,14 +76,16 @@ class Embedder(nnx.Module):
     token_BL: jax.Array,
     segment_BL: jax.Array,
     *,
+    real_BL: jax.Array | None = None,
     key: jax.Array | None = None,
   ) -> jax.Array:
-    """As `__call__`, with the segments given."""
-    x_BLD = self.bert(token_BL, segment_BL, key=key)
+    """As `__call__`, with the segments given; `real_BL` as in Bert."""
+    real_BL = token_BL != 0 if real_BL is None else real_BL
+    x_BLD = self.bert(token_BL, segment_BL, real_BL=real_BL, key=key)
     if self.pooling == 'cls':
       pooled_BD = jnp.tanh(self.pooler(x_BLD[:, 0]))
     else:
-      real_BL1 = (token_BL != 0).astype(jnp.float32)[:, :, None]
+      real_BL1 = real_BL.astype(jnp.float32)[:, :, None]
       # A text of padding alone has no mean: it is embedded as zeros.
       pooled_BD = (x_BLD * real_BL1).sum(1) / jnp.maximum(real_BL1.sum(1), 1)
     return self.norm(self.projection(pooled_BD))
@@ -107,6 +109,7 @@ class Encoder(nnx.Module):
     segment_BL: jax.Array,
     position_BM: jax.Array,
     *,
+    real_BL: jax.Array | None = None,
     key: jax.Array | None = None,
   ) -> jax.Array:
     """Scores of the vocabulary at the masked positions.
@@ -115,12 +118,13 @@ class Encoder(nnx.Module):
       token_BL: wordpiece ids; 0 is padding.
       segment_BL: 0 or 1.
       position_BM: positions in the text, from 0.
+      real_BL: bool, what is not padding; None: all but id 0.
       key: of dropout; None: no dropout.
 
     Returns:
       [B, M, V] float32 logits.
     """
-    x_BLD = self.bert(token_BL, segment_BL, key=key)
+    x_BLD = self.bert(token_BL, segment_BL, real_BL=real_BL, key=key)
     # Taken by a product with one-hot rows: the gradient of a gather is a
     # scatter, slow on every device.
     place_11L = jnp.arange(token_BL.shape[1])[None, None, :]
@@ -163,6 +167,7 @@ class Reader(nnx.Module):
     body_start_B: jax.Array,
     body_end_B: jax.Array,
     *,
+    real_BL: jax.Array | None = None,
     key: jax.Array | None = None,
   ) -> jax.Array:
     """Scores `w . LN(ReLU(P_start h_i + P_end h_j))` of all short spans.
@@ -173,6 +178,7 @@ class Reader(nnx.Module):
       segment_BL: 0 or 1.
       body_start_B: position of the body's first token.
       body_end_B: the position after its last.
+      real_BL: bool, what is not padding; None: all but id 0.
       key: of dropout; None: no dropout.
 
     Returns:
@@ -180,7 +186,7 @@ class Reader(nnx.Module):
       tokens i to i + w, both included; NO_SPAN when one is not in the body.
       The retriever's logit is not in it.
     """
-    x_BLD = self.bert(token_BL, segment_BL, key=key)
+    x_BLD = self.bert(token_BL, segment_BL, real_BL=real_BL, key=key)
     length = token_BL.shape[1]
     start_BLS, end_BLS = jnp.split(
       self.span(x_BLD).astype(jnp.float32), 2, axis=-1

@@ -17,7 +17,7 @@ from realm_jax.workdir import checkpoints, versions
 from realm_jax.workdir import rows as rows_lib
 from realm_jax.workdir.digest import tree_digest
 from realm_jax.workdir.metrics import SwapLog, read_swaps
-from realm_jax.workdir.run import Workdir
+from realm_jax.workdir.run import Workdir, split_init
 
 
 class IndexFeed:
@@ -96,6 +96,18 @@ class IndexFeed:
       'staleness_steps': 0 if self._frozen else step - self._since,
     }
 
+  def digest(self, params: dict[str, Any]) -> str:
+    """What says whose index fits: that of the document embedder.
+
+    An imported open-QA model has none, only its rows: then what the import
+    recorded for them.
+    """
+    if 'document_embedder' in params:
+      return tree_digest(params['document_embedder'])
+    path, step = split_init(self._config.init_from)
+    step = checkpoints.steps(path)[-1] if step is None else step
+    return checkpoints.read_record(path, step)['embedder_digest']
+
   def close(self) -> None:
     if self._follower:
       self._follower.close()
@@ -118,12 +130,19 @@ class IndexFeed:
         return index, manifest
     if resumed_step is None and self._config.index_from:
       self._check_shared()
-    digest = tree_digest(params['document_embedder'])
+    digest = self.digest(params)
     for index in (own,) if shared is None else (own, shared):
       for version in reversed(versions.list_versions(index)):
         manifest = versions.read_manifest(index, version)
         if self._fits(manifest) and manifest.embedder_digest == digest:
           return index, manifest
+    if 'document_embedder' not in params:
+      raise ValueError(
+        f'init_from {self._config.init_from}: was imported without a document '
+        f'embedder: its own index is needed, over the corpus '
+        f'{self._corpus.path} and with rows_dtype '
+        f'{self._config.index.rows_dtype}'
+      )
     return own, self._build(params, resumed_step or 0)
 
   def _check_shared(self) -> None:

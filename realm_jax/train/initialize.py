@@ -8,7 +8,7 @@ from etils import epath
 
 from realm_jax.config import Config
 from realm_jax.index.refresh import restore_part
-from realm_jax.model import huggingface, parts
+from realm_jax.model import hf_files, huggingface, parts
 from realm_jax.parallel import mesh as mesh_lib
 from realm_jax.train.optimizer import RETRIEVER
 from realm_jax.workdir import checkpoints
@@ -59,7 +59,11 @@ def initial_params(
   if 'encoder' in wanted and 'encoder' not in params and stage != 'ict':
     donor = have.get('document_embedder')
     params['encoder'] = _fresh('encoder', config, keys[0], mesh, donor)
-  if 'document_embedder' in wanted:
+  # An imported open-QA model has the rows of its blocks, not what made them.
+  rows_only = stage == 'finetune' and set(RETRIEVER) & set(have) == {
+    'query_embedder'
+  }
+  if 'document_embedder' in wanted and not rows_only:
     if 'document_embedder' not in params:
       params['document_embedder'] = _fresh(
         'embedder', config, keys[1], mesh, encoder
@@ -95,24 +99,21 @@ def _read(
       for part in shapes
       if part in wanted | {'encoder'}
     }
-  if (epath.Path(path) / 'config.json').exists():
-    loaded, fresh = huggingface.load_bert(path, config)
-    if fresh:
+  if (epath.Path(path) / hf_files.CONFIG).exists():
+    with hf_files.open_weights(path) as weights:
+      loaded = huggingface.load(weights, config)
+    if loaded.fresh:
       print(
-        f'init_from {path}: starts fresh: {", ".join(fresh)}', file=sys.stderr
+        f'init_from {path}: starts fresh: {", ".join(loaded.fresh)}',
+        file=sys.stderr,
       )
-    params = {
-      'document_embedder': loaded['embedder'],
-      'encoder': loaded['encoder'],
-      'reader': loaded['reader'],
-    }
     return {
       part: jax.device_put(tree, mesh_lib.tree_shardings(tree, mesh))
-      for part, tree in params.items()
+      for part, tree in loaded.params.items()
     }
   raise ValueError(
     f'init_from: {path} is neither a workdir nor a Hugging Face directory '
-    f'(config.json, model.safetensors)'
+    f'({hf_files.CONFIG}, {hf_files.SAFETENSORS})'
   )
 
 
@@ -121,7 +122,10 @@ def _is_workdir(path: str) -> bool:
 
 
 def _check_model(workdir: Workdir, config: Config) -> None:
-  free = ('dropout', 'compute_dtype', 'remat', 'share_embedders')
+  free = (
+    *('dropout', 'compute_dtype', 'remat', 'share_embedders'),
+    'initializer_range',
+  )
   there, here = workdir.config.to_dict(), config.to_dict()
   for name, value in here['model'].items():
     if name not in free and there['model'][name] != value:

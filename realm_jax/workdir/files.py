@@ -163,3 +163,58 @@ def lock(path: epath.PathLike, role: str) -> Iterator[None]:
     file.write(f'process {os.getpid()} on {socket.gethostname()}')
     file.flush()
     yield
+
+
+# Stands in a directory until the file that completes it does.
+_MARK = 'incomplete'
+
+
+@contextlib.contextmanager
+def new_directory(path: epath.PathLike, flag: str, last: str) -> Iterator[None]:
+  """Holds a directory until it is complete; empties it on failure.
+
+  Args:
+    path: made if absent. What a killed process left there is cleared; any other
+      content is refused.
+    flag: of the command line that names it, for messages.
+    last: the file that is written last; it completes the directory.
+
+  Raises:
+    ValueError: it is a file, or holds something else.
+  """
+  directory = epath.Path(path)
+  if directory.exists() and not directory.is_dir():
+    raise ValueError(f'{flag} {path}: is a file, expected a directory')
+  mark = directory / _MARK
+  if directory.exists() and any(directory.iterdir()) and not mark.exists():
+    raise ValueError(
+      f'{flag} {path}: holds files of something else; choose another directory'
+    )
+  made = not directory.exists()
+  directory.mkdir(parents=True, exist_ok=True)
+  # First the mark: from here on all in the directory is ours.
+  mark.touch()
+  with lock(path, 'writer'):
+    if (directory / last).exists():
+      mark.unlink()
+      raise ValueError(f'{flag} {path}: was made by another process now')
+    _clear(directory)  # what a killed process left
+    try:
+      yield
+    except BaseException:
+      _clear(directory)
+      for file in list(directory.iterdir()):
+        file.unlink()  # mark and lock
+      if made:
+        directory.rmdir()
+      raise
+    mark.unlink()
+
+
+def _clear(directory: epath.Path) -> None:
+  """Deletes all but the mark and locks."""
+  for child in list(directory.iterdir()):
+    if child.is_dir():
+      child.rmtree()
+    elif child.name != _MARK and not child.name.endswith('.lock'):
+      child.unlink()

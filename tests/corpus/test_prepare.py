@@ -165,7 +165,7 @@ def test_other_files_are_not_touched(tmp_path, vocab, write, story):
   output = tmp_path / 'home'
   output.mkdir()
   (output / 'vocab.txt').write_text('mine')
-  with pytest.raises(ValueError, match='holds files that are no corpus'):
+  with pytest.raises(ValueError, match='holds files of something else'):
     prepare([write([story(1)])], str(output), vocab=vocab)
   with pytest.raises(ValueError, match=r'in\.jsonl: is a file'):
     prepare([write([story(1)])], str(tmp_path / 'in.jsonl'), vocab=vocab)

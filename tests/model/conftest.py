@@ -4,9 +4,10 @@ import jax
 import numpy as np
 import numpy_bert
 import pytest
+from flax import traverse_util
 
 from realm_jax import config as config_lib
-from realm_jax.model import huggingface, parts
+from realm_jax.model import hf_names, parts
 
 
 @pytest.fixture
@@ -51,11 +52,15 @@ def make():
   def make(name, config, seed=0):
     tensors = numpy_bert.random_tensors(config.model, seed)
     params = parts.init_part(name, config, jax.random.key(seed))
-    for label, group in huggingface.table(name, '').items():
-      if label in ('backbone', 'pooler', 'mlm_head') and (
-        label != 'pooler' or config.pooling == 'cls'
-      ):
-        params = huggingface.fill(params, tensors, group, 'test')
-    return params, tensors
+    flat = traverse_util.flatten_dict(params)
+    groups = hf_names.table(name, '')
+    for label in ('backbone', 'pooler', 'mlm_head'):
+      for tensor in groups.get(label, []):
+        if tensor.path not in flat:  # a pooler where the mean is taken
+          continue
+        arrays = [tensors[k] for k in tensor.keys(config.model.num_layers)]
+        arrays = [x.T if tensor.transposed else x for x in arrays]
+        flat[tensor.path] = np.stack(arrays) if tensor.stacked else arrays[0]
+    return traverse_util.unflatten_dict(flat), tensors
 
   return make

@@ -1,7 +1,9 @@
 """Weights read from a directory compute what numpy computes with them."""
 
 import json
+import sys
 
+import jax
 import ml_dtypes
 import numpy as np
 import numpy_bert
@@ -9,7 +11,9 @@ import pytest
 from safetensors.numpy import save_file
 
 from realm_jax import config as config_lib
-from realm_jax.model import huggingface, parts
+from realm_jax.model import hf_files, hf_names, huggingface, parts
+
+WORD = 'embeddings.word_embeddings.weight'
 
 
 def hf_config(config, **changes):
@@ -43,6 +47,11 @@ def write(directory, config, tensors, **changes):
   return str(directory)
 
 
+def load(directory, config):
+  with hf_files.open_weights(directory) as weights:
+    return huggingface.load(weights, config)
+
+
 @pytest.mark.parametrize('form', ['modern', 'old_names', 'no_prefix'])
 def test_all_parts_compute_with_the_weights(tmp_path, config, text, form):
   tensors = numpy_bert.random_tensors(config.model)
@@ -56,21 +65,20 @@ def test_all_parts_compute_with_the_weights(tmp_path, config, text, form):
     }
     stored['bert.embeddings.position_ids'] = np.arange(20)[None]
     stored['cls.seq_relationship.bias'] = np.zeros(2, np.float32)
-  directory = write(tmp_path, config, stored)
-  loaded, fresh = huggingface.load_bert(directory, config)
-  assert fresh == ['embedder/projection', 'reader/span_head']
-  assert set(loaded) == {'embedder', 'encoder', 'reader'}
+  loaded = load(write(tmp_path, config, stored), config)
+  assert loaded.fresh == ['document_embedder/projection']
+  assert set(loaded.params) == {'document_embedder', 'encoder'}
   x = numpy_bert.hidden(tensors, config.model, text[0][1], text[1][1])
-  for name, params in loaded.items():
-    hidden = parts.bind(name, config, params).bert(*text)
+  for part, name in (('embedder', 'document_embedder'), ('encoder',) * 2):
+    hidden = parts.bind(part, config, loaded.params[name]).bert(*text)
     np.testing.assert_allclose(hidden[1], x, atol=2e-5)
-  encoder = parts.bind('encoder', config, loaded['encoder'])
+  encoder = parts.bind('encoder', config, loaded.params['encoder'])
   np.testing.assert_allclose(
     encoder(*text, np.array([[0, 1], [2, 4], [0, 0]]))[1],
     numpy_bert.mlm_logits(tensors, config.model, x[[2, 4]]),
     atol=1e-4,
   )
-  pooler = loaded['embedder']['pooler']
+  pooler = loaded.params['document_embedder']['pooler']
   np.testing.assert_array_equal(
     pooler['kernel'].T, tensors['pooler.dense.weight']
   )
@@ -79,29 +87,43 @@ def test_all_parts_compute_with_the_weights(tmp_path, config, text, form):
 def test_what_is_absent_starts_fresh_and_is_named(tmp_path, config):
   tensors = numpy_bert.random_tensors(config.model, head=False, pooler=False)
   directory = write(tmp_path, config, tensors)
-  loaded, fresh = huggingface.load_bert(directory, config)
-  assert fresh == [
-    'embedder/pooler',
-    'embedder/projection',
+  loaded = load(directory, config)
+  assert loaded.fresh == [
+    'document_embedder/pooler',
+    'document_embedder/projection',
     'encoder/mlm_head',
-    'reader/span_head',
   ]
-  again, _ = huggingface.load_bert(directory, config, ['encoder'])
   np.testing.assert_array_equal(
-    again['encoder']['transform']['kernel'],
-    loaded['encoder']['transform']['kernel'],
+    load(directory, config).params['encoder']['transform']['kernel'],
+    loaded.params['encoder']['transform']['kernel'],
   )
   mean = config_lib.replace(config, pooling='mean')
-  _, fresh = huggingface.load_bert(directory, mean, ['embedder'])
-  assert fresh == ['embedder/projection']
+  assert load(directory, mean).fresh == [
+    'document_embedder/projection',
+    'encoder/mlm_head',
+  ]
+
+
+@pytest.mark.parametrize('size', [7, 24, 40])
+def test_a_fresh_projection_keeps_angles(tmp_path, config, size):
+  tensors = numpy_bert.random_tensors(config.model)
+  directory = write(tmp_path, config, tensors)
+  config = config_lib.replace(config, model={'retrieval_size': size})
+  params = load(directory, config).params['document_embedder']
+  kernel = params['projection']['kernel']
+  inner = min(kernel @ kernel.T, kernel.T @ kernel, key=np.size)
+  np.testing.assert_allclose(inner / inner[0, 0], np.eye(len(inner)), atol=1e-5)
+  # Of BERT's own size, so that learning rates mean the same.
+  rms = np.sqrt((kernel**2).mean())
+  np.testing.assert_allclose(rms, config.model.initializer_range, rtol=1e-5)
 
 
 @pytest.mark.parametrize('dtype', [np.float16, ml_dtypes.bfloat16])
 def test_half_precision_is_converted(tmp_path, config, dtype):
   tensors = numpy_bert.random_tensors(config.model)
   stored = {key: array.astype(dtype) for key, array in tensors.items()}
-  loaded, _ = huggingface.load_bert(write(tmp_path, config, stored), config)
-  word = loaded['encoder']['bert']['word']['embedding']
+  loaded = load(write(tmp_path, config, stored), config)
+  word = loaded.params['encoder']['bert']['word']['embedding']
   key = 'embeddings.word_embeddings.weight'
   assert word.dtype == np.float32
   np.testing.assert_array_equal(word, stored[key].astype(np.float32))
@@ -114,15 +136,16 @@ def test_half_precision_is_converted(tmp_path, config, dtype):
     ({'vocab_size': 99}, r'model\.vocab_size: 61, but .* have 99'),
     ({'hidden_act': 'gelu'}, r'model\.activation: gelu_tanh, but .* gelu'),
     ({'hidden_act': 'relu'}, r"hidden_act 'relu', choose from gelu"),
-    ({'model_type': 'gpt2'}, r"model_type 'gpt2', must be bert"),
+    ({'model_type': 'gpt2'}, r"model_type 'gpt2', must be bert or realm"),
     ({'position_embedding_type': 'relative_key'}, 'must be absolute'),
+    ({'type_vocab_size': 1}, 'type_vocab_size 1, must be 2'),
   ],
 )
 def test_another_model_is_refused(tmp_path, config, changes, message):
   tensors = numpy_bert.random_tensors(config.model)
   directory = write(tmp_path, config, tensors, **changes)
   with pytest.raises(ValueError, match=message):
-    huggingface.load_bert(directory, config)
+    load(directory, config)
 
 
 def test_tensors_that_do_not_fit_are_refused(tmp_path, config):
@@ -133,37 +156,162 @@ def test_tensors_that_do_not_fit_are_refused(tmp_path, config):
     changed = {k: a for k, a in (tensors | changes).items() if a is not None}
     directory = write(tmp_path, config, changed)
     with pytest.raises(ValueError) as error:
-      huggingface.load_bert(directory, config)
+      load(directory, config)
     assert '\n' not in str(error.value)
     return str(error.value)
 
-  assert f'missing {key}' in message(**{key: None})
-  assert f'{key}: shape (5,), must be (24,)' in message(
+  assert f'missing: {key}' in message(**{key: None})
+  assert f'misshapen: {key} [5] (must be [24])' in message(
     **{key: np.zeros(5, np.float32)}
   )
-  assert f'{key}: int64, must be floating' in message(
-    **{key: np.zeros(24, np.int64)}
-  )
+  for dtype in ('int64', 'float64'):
+    said = message(**{key: np.zeros(24, dtype)})
+    assert f'{key}: {dtype}, must be one of float32' in said
   extra = {'encoder.layer.3.output.dense.bias': np.zeros(24, np.float32)}
-  assert 'unknown tensors encoder.layer.3' in message(**extra)
+  assert f'unknown: {next(iter(extra))}' in message(**extra)
+  # All that is wrong is said at once.
+  said = message(**extra, **{key: None})
+  assert f'missing: {key}; unknown: {next(iter(extra))}' in said
   # Half a head is no head that starts fresh.
-  assert 'missing cls.predictions.bias' in message(
+  assert 'missing: cls.predictions.bias' in message(
     **{'cls.predictions.bias': None}
   )
+  untied = {'cls.predictions.decoder.weight': np.ones((61, 24), np.float32)}
+  assert 'decoder.weight differs from embeddings.word' in message(**untied)
 
 
 def test_broken_directories_are_refused(tmp_path, config):
   with pytest.raises(ValueError, match=r'config\.json: no such file'):
-    huggingface.read_directory(str(tmp_path))
+    load(str(tmp_path), config)
   tensors = numpy_bert.random_tensors(config.model)
   directory = write(tmp_path, config, tensors)
   weights = tmp_path / 'model.safetensors'
   weights.write_bytes(weights.read_bytes()[:-10])
   with pytest.raises(ValueError, match=r'model\.safetensors: not safetensors'):
-    huggingface.read_directory(directory)
+    load(directory, config)
+  weights.rename(tmp_path / 'other.safetensors')
+  with pytest.raises(ValueError, match=r'no weights; expected model\.safeten'):
+    load(directory, config)
   (tmp_path / 'config.json').write_text('{')
   with pytest.raises(ValueError, match=r'config\.json: not JSON'):
-    huggingface.read_directory(directory)
-  (tmp_path / 'config.json').write_text('{}')
+    load(directory, config)
+  write(tmp_path, config, tensors)
+  (tmp_path / 'config.json').write_text('{"model_type": "bert"}')
   with pytest.raises(ValueError, match='vocab_size is missing'):
-    huggingface.bert_model_config({})
+    load(directory, config)
+
+
+def test_shards_and_their_index(tmp_path, config):
+  tensors = prefixed(numpy_bert.random_tensors(config.model))
+  whole = load(write(tmp_path, config, tensors), config)
+  (tmp_path / 'model.safetensors').unlink()
+  keys = sorted(tensors)
+  shards = {'a.safetensors': keys[:9], 'b.safetensors': keys[9:]}
+  for name, part in shards.items():
+    save_file({key: tensors[key] for key in part}, tmp_path / name)
+  index = tmp_path / 'model.safetensors.index.json'
+  places = {key: name for name, part in shards.items() for key in part}
+  index.write_text(json.dumps({'weight_map': places}))
+  sharded = load(str(tmp_path), config)
+  jax.tree.map(np.testing.assert_array_equal, sharded.params, whole.params)
+  places['of.no.shard'] = 'a.safetensors'
+  index.write_text(json.dumps({'weight_map': places}))
+  with pytest.raises(ValueError, match=r'no shard has of\.no\.shard'):
+    load(str(tmp_path), config)
+  (tmp_path / 'b.safetensors').unlink()
+  with pytest.raises(ValueError, match=r'b\.safetensors: no such file'):
+    load(str(tmp_path), config)
+
+
+@pytest.mark.parametrize(
+  ('file', 'library'),
+  [('pytorch_model.bin', 'torch'), ('model.ckpt.index', 'tensorflow')],
+)
+def test_an_absent_library_is_named(
+  tmp_path, config, monkeypatch, file, library
+):
+  monkeypatch.setitem(sys.modules, library, None)
+  directory = write(tmp_path, config, numpy_bert.random_tensors(config.model))
+  (tmp_path / 'model.safetensors').rename(tmp_path / file)
+  with pytest.raises(ValueError, match=f'needs {library} to be read: pip in'):
+    load(directory, config)
+
+
+def test_names_of_tensorflow():
+  names = {
+    'bert/embeddings/word_embeddings': (f'{WORD}', False),
+    'bert/embeddings/LayerNorm/gamma': ('embeddings.LayerNorm.weight', False),
+    'bert/encoder/layer_1/attention/self/query/kernel': (
+      'encoder.layer.1.attention.self.query.weight',
+      True,
+    ),
+    'bert/pooler/dense/bias': ('pooler.dense.bias', False),
+    'cls/predictions/output_bias': ('cls.predictions.bias', False),
+    'cls/predictions/transform/dense/kernel': (
+      'cls.predictions.transform.dense.weight',
+      True,
+    ),
+    'cls/seq_relationship/output_weights': (
+      'cls.seq_relationship.weight',
+      False,
+    ),
+    'unheard/of': ('unheard.of', False),
+  }
+
+  def mapped(names, realm):
+    found = hf_names.from_tensorflow(names, realm)
+    return {name: (key, turned) for name, key, turned in found}
+
+  def backboned(prefix):
+    return {
+      name: (prefix + key if name.startswith('bert/') else key, turned)
+      for name, (key, turned) in names.items()
+    }
+
+  slots = ['bert/pooler/dense/bias/adam_m', 'global_step']
+  assert mapped([*names, *slots], realm=False) == backboned('bert.')
+  assert mapped(names, realm=True) == backboned('realm.')
+  # An embedder as it was pre-trained, and a module deeper as fine-tuned.
+  for before in ('module/module/', 'module/module/module/'):
+    assert mapped(
+      [
+        f'{before}dense/kernel',
+        f'{before}LayerNorm/beta',
+        f'{before}module/bert/pooler/dense/bias',
+        f'{before}module/cls/predictions/output_bias',
+      ],
+      realm=True,
+    ) == {
+      f'{before}dense/kernel': ('cls.dense.weight', True),
+      f'{before}LayerNorm/beta': ('cls.LayerNorm.bias', False),
+      f'{before}module/bert/pooler/dense/bias': (
+        'realm.pooler.dense.bias',
+        False,
+      ),
+      f'{before}module/cls/predictions/output_bias': (
+        'cls.predictions.bias',
+        False,
+      ),
+    }
+  # Reader and query embedder in one checkpoint: open QA.
+  both = mapped(
+    [
+      'module/module/module/dense/bias',
+      'module/module/module/module/bert/pooler/dense/bias',
+      'reader/module/bert/pooler/dense/bias',
+      'reader/dense/kernel',
+      'reader/dense_1/bias',
+      'reader/layer_normalization/gamma',
+      'block_emb',
+    ],
+    realm=True,
+  )
+  assert [key for key, _ in both.values()] == [
+    'embedder.cls.dense.bias',
+    'embedder.realm.pooler.dense.bias',
+    'reader.realm.pooler.dense.bias',
+    'reader.qa_outputs.dense_intermediate.weight',
+    'reader.qa_outputs.dense_output.bias',
+    'reader.qa_outputs.layer_normalization.weight',
+    'block_emb',
+  ]
