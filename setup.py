@@ -45,6 +45,7 @@ setuptools.setup(
   extras_require={
     'tpu': ['etils[epath-gcs]', 'jax[tpu]'],
     'cuda': ['jax[cuda12]'],
+    'torch': ['torch>=2.6'],  # to import pytorch_model.bin
     'test': [
       # libtpu compiles for a pod ahead of time on a machine without one.
       'jax[tpu]; sys_platform == "linux" and platform_machine == "x86_64"',

@@ -1,17 +1,22 @@
 #!/usr/bin/env bash
 # Lints and tests in an environment of its own, on the CPU.
 #
-#   bash launch/test.sh [--slow] [ARGUMENT OF PYTEST]...
+#   bash launch/test.sh [--slow | --reference] [ARGUMENT OF PYTEST]...
+#
+# --slow runs the slow ones too; --reference only those that compare with the
+# PyTorch port (they install it into .venv-reference: torch 2.13, 1 GB).
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 # shellcheck source=launch/environment.sh
 . launch/environment.sh
 
-selection='not slow'
+selection='not slow and not reference'
 arguments=()
 for argument in "$@"; do
   if [ "$argument" = --slow ]; then
-    selection=''
+    selection='not reference'
+  elif [ "$argument" = --reference ]; then
+    selection='reference'
   else
     arguments+=("$argument")
   fi

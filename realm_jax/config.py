@@ -185,6 +185,8 @@ class Config:
   score_temperature: float = 1.0  # f(x, z) is divided by it
   masking: Literal['salient', 'uniform', 'random_span'] = 'salient'
   mask_rate: float = 0.15  # of uniform masking
+  # Excludes a sentence's own block. Without it a reader soon learns to copy.
+  ban_trivial: bool = True
   marginal: Literal['sequence', 'token'] = 'sequence'
   sentence_removal: float = 0.9  # ICT: how often the block loses the sentence
   freeze_retriever_steps: int = 0

@@ -73,7 +73,7 @@ def assert_refused(capsys, status, *words):
     ),
     ('ict', {'corpus': ''}, ['config.corpus: is not set']),
     ('ict', {'corpus': 'nowhere'}, ['nowhere', 'not a corpus store']),
-    ('ict', {'init_from': 'nowhere'}, ['init_from: nowhere']),
+    ('ict', {'init_from': 'nowhere'}, ['init_from: ', '/nowhere is neither']),
     ('mlm', {'model': {'vocab_size': 20}}, ['vocab_size: 20']),
     ('mlm', {'model': {'max_positions': 20}}, ['max_positions: 20']),
     ('pretrain', {'num_candidates': 32}, ['num_candidates: 32', '30 blocks']),

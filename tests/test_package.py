@@ -77,6 +77,8 @@ def test_requirements_are_declared():
   for path in FILES:
     for name in imports(path):
       top = name.split('.')[0]
+      if path.name == 'hf_files.py' and top in ('torch', 'tensorflow'):
+        continue  # readers of old files, asked for where one is given
       assert top not in ('tensorflow', 'clu'), f'{path}: imports {name}'
       if top == 'realm_jax' or top in sys.stdlib_module_names:
         continue

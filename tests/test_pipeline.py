@@ -280,7 +280,8 @@ def test_index_of_another_embedder_is_refused(world, realm, tmp_path):
   assert newest['checkpoint_step'] == 300
   assert newest['index'] == str(index)
   # Fine-tuning has made none: that of pre-training is its index.
-  assert realm('index', '--workdir', world.path('finetune'))[-1] == newest
+  used = realm('index', '--workdir', world.path('finetune'))[-1]
+  assert used['index'] == str(world.path('pretrain') / 'index')
 
 
 def test_embed_gives_the_rows_of_the_index(world, realm, tmp_path):

@@ -116,9 +116,10 @@ def _sentences(text: str, tokenizer: WordPiece) -> list[_Part]:
   Sentences that the tokenizer sees no word boundary between are one: it
   deletes some characters that count as white space elsewhere.
   """
-  ids_P, (starts_P, ends_P) = _as_arrays(tokenizer.encode(text))
-  if not len(ids_P):
+  ids, starts_P, ends_P = tokenizer.encode_arrays(text)
+  if not ids:
     return []
+  ids_P = np.array(ids, np.int32)
   start_S, end_S = np.array(split_sentences(text)).T
   first_S = starts_P.searchsorted(start_S)
   first_S[0] = 0

@@ -98,13 +98,19 @@ class MaskedSentenceSource:
       'position_BM': position_BM,
       'target_BM': target_BM,
       'weight_BM': weight_BM,
-      'exclude_BX': self._holders.find(
-        self._corpus.sentences.hash[drawn.sentence_B],
-        drawn.row_B if self._own else np.full_like(drawn.row_B, -1),
-        self._config.index.max_excluded,
-      ),
+      'exclude_BX': self._excluded(drawn),
       'sentence_B': drawn.sentence_B.astype(np.int32),
     }
+
+  def _excluded(self, drawn: Drawn) -> np.ndarray:
+    limit = self._config.index.max_excluded
+    if not self._config.ban_trivial:
+      return np.full((len(drawn.row_B), limit), -1, np.int32)
+    return self._holders.find(
+      self._corpus.sentences.hash[drawn.sentence_B],
+      drawn.row_B if self._own else np.full_like(drawn.row_B, -1),
+      limit,
+    )
 
   def _query(self, drawn: Drawn) -> tuple[np.ndarray, np.ndarray]:
     """Unmasked `[CLS] x [SEP]`, and how much was cropped from x's start."""

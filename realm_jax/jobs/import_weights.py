@@ -64,6 +64,8 @@ def import_weights(
     vocab = _vocab(source, weights, corpus)
     config = _config(weights, corpus)
     loaded = huggingface.load(weights, config)
+    own = {'query_embedder', 'document_embedder'} <= set(loaded.params)
+    config = config_lib.replace(config, model={'share_embedders': not own})
     _check_rows(weights, loaded.kind, config)
     told: dict[str, Any] = {
       'kind': loaded.kind,
@@ -89,10 +91,6 @@ def _config(weights: Weights, corpus: str | None) -> Config:
   values = huggingface.config_values(weights)
   values['corpus'] = str(files.absolute(corpus)) if corpus else ''
   values['pooling'] = _pooling(weights)
-  # Fresh heads and stages that follow are shared unless the model says else.
-  values['model']['share_embedders'] = not any(
-    key.startswith('query_embedder.') for key in weights.entries
-  )
   values['index'] = {'rows_dtype': 'float32'}
   # A question leaves the block half of what is read, and fits the model.
   room = min(

@@ -46,26 +46,42 @@ def verify(loaded: Loaded, config: Config, path: str) -> dict[str, float]:
   kind = loaded.kind
   if kind == 'open_qa':
     kind = 'reader' if 'block_mask' in given else 'query'
-  inputs, run = _KINDS[kind]
-  if missing := [name for name in inputs[:1] if name not in given]:
-    raise ValueError(f'--verify {path}: has no input {", ".join(missing)}')
-  wanted = {name: x for name, x in given.items() if name not in inputs}
+  wanted = {name: x for name, x in given.items() if name not in _INPUTS[kind]}
   if not wanted:
     raise ValueError(f'--verify {path}: has inputs only, no output to compare')
-  with jax.default_matmul_precision('highest'):
-    try:
-      outputs = run(loaded.params, config, given)
-    except KeyError as error:
-      raise ValueError(f'--verify {path}: has no input {error}') from error
-  if unknown := sorted(set(wanted) - set(outputs)):
+  try:
+    found = outputs(kind, loaded.params, config, given)
+  except KeyError as error:
+    raise ValueError(f'--verify {path}: has no input {error}') from error
+  if unknown := sorted(set(wanted) - set(found)):
     raise ValueError(
       f'--verify {path}: {", ".join(unknown)}: not an output of this '
-      f'{loaded.kind} with these inputs; it gives {", ".join(outputs)}'
+      f'{loaded.kind} with these inputs; it gives {", ".join(found)}'
     )
   return {
-    name: _difference(name, np.asarray(outputs[name]), want, path)
+    name: _difference(name, np.asarray(found[name]), want, path)
     for name, want in wanted.items()
   }
+
+
+def outputs(
+  kind: str, params: Mapping[str, Any], config: Config, given: Arrays
+) -> dict[str, Any]:
+  """What a model gives for the reference's inputs, by the reference's names.
+
+  Differentiable in `params`.
+
+  Args:
+    kind: 'query' (a query embedder), or as in hf_names.
+    params: by the names of our checkpoints.
+    config: their sizes.
+    given: inputs; outputs among them are not looked at.
+
+  Raises:
+    KeyError: an input is missing.
+  """
+  with jax.default_matmul_precision('highest'):
+    return _RUN[kind](params, config, given)
 
 
 def _difference(
@@ -196,7 +212,7 @@ def _reader(params: Any, config: Config, given: Arrays) -> dict[str, Any]:
     :, order
   ]
   best = jnp.stack([flat_RS.max(1).argmax(), flat_RS.max(0).argmax()])
-  start, width = np.divmod(order[int(best[1])], span_RLW.shape[2])
+  start, width = jnp.divmod(jnp.asarray(order)[best[1]], span_RLW.shape[2])
   outputs = {
     'block_idx': best[0],
     'candidate': best[1],
@@ -250,24 +266,22 @@ def _widths_first(length: int, width: int) -> np.ndarray:
   )
 
 
-_SCORES = ('relevance_score',)
-_KINDS: dict[
-  str,
-  tuple[tuple[str, ...], Callable[[Any, Config, Arrays], dict[str, Any]]],
-] = {
-  'bert': (_TEXT, _bert),
-  'embedder': (_TEXT, _document),
-  'query': (_TEXT, _query),
-  'scorer': (
-    (*_TEXT, *(f'candidate_{name}' for name in _TEXT)),
-    _scorer,
-  ),
-  'encoder': ((*_TEXT, *_SCORES, 'labels', 'mlm_mask'), _encoder),
+_INPUTS = {
+  'bert': _TEXT,
+  'embedder': _TEXT,
+  'query': _TEXT,
+  'scorer': (*_TEXT, *(f'candidate_{name}' for name in _TEXT)),
+  'encoder': (*_TEXT, 'relevance_score', 'labels', 'mlm_mask'),
   'reader': (
-    (
-      *(*_TEXT, *_SCORES, 'block_mask'),
-      *('start_positions', 'end_positions', 'has_answers'),
-    ),
-    _reader,
+    *(*_TEXT, 'relevance_score', 'block_mask'),
+    *('start_positions', 'end_positions', 'has_answers'),
   ),
+}
+_RUN: dict[str, Callable[[Any, Config, Arrays], dict[str, Any]]] = {
+  'bert': _bert,
+  'embedder': _document,
+  'query': _query,
+  'scorer': _scorer,
+  'encoder': _encoder,
+  'reader': _reader,
 }

@@ -7,7 +7,6 @@ import struct
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
-import ml_dtypes
 import numpy as np
 import safetensors
 from etils import epath
@@ -290,7 +289,3 @@ def write_safetensors(
   except BaseException:
     temporary.unlink(missing_ok=True)
     raise
-
-
-# safetensors gives bfloat16 to numpy only if this is registered.
-assert ml_dtypes.bfloat16

@@ -102,6 +102,11 @@ def _read(
   if (epath.Path(path) / hf_files.CONFIG).exists():
     with hf_files.open_weights(path) as weights:
       loaded = huggingface.load(weights, config)
+    if loaded.kind == 'open_qa':
+      raise ValueError(
+        f'init_from: {path} has an index; make a workdir of it (realm import) '
+        'and start from that'
+      )
     if loaded.fresh:
       print(
         f'init_from {path}: starts fresh: {", ".join(loaded.fresh)}',

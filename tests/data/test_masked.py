@@ -82,6 +82,15 @@ def test_exclusions_are_capped_with_the_own_block_first(corpus):
   assert (batch['exclude_BX'][:, 1] != own_B).all()
 
 
+def test_without_the_ban_nothing_is_excluded(corpus):
+  banned = make(corpus, corpus)[0]
+  free = make(corpus, corpus, ban_trivial=False)[0]
+  assert (free.pop('exclude_BX') == -1).all()
+  assert (banned.pop('exclude_BX')[:, 0] >= 0).all()
+  for name, array in free.items():
+    np.testing.assert_array_equal(array, banned[name])
+
+
 def test_x_that_is_not_z_still_excludes_the_same_sentence(corpus, text_corpus):
   """Near-duplicates: TWICE stands in both stores."""
   ids = corpus.tokenizer.encode(TWICE)[0]

@@ -168,6 +168,32 @@ def small_texts(folder, texts):
   return path
 
 
+def test_a_shared_scorer_names_its_tensors_twice_or_once(
+  tmp_path, realm, source
+):
+  path = source('embedder')
+  one = tensors(path)
+  safetensors.numpy.save_file(
+    {
+      f'{before}{key}': array
+      for before in ('embedder.', 'query_embedder.')
+      for key, array in one.items()
+    },
+    path / 'model.safetensors',
+  )
+  config = files.read_json(path / 'config.json')
+  config['architectures'] = ['RealmScorer']
+  files.write_json(path / 'config.json', config)
+  found = realm('import', '--from', path, '--output', tmp_path / 'w')
+  assert found['kind'] == 'scorer'
+  assert found['parameters'] == sum(array.size for array in one.values())
+  assert files.read_json(tmp_path / 'w' / 'config.json')['model'][
+    'share_embedders'
+  ]
+  realm('export', '--workdir', tmp_path / 'w', '--to', tmp_path / 'out')
+  assert set(tensors(tmp_path / 'out')) == {f'embedder.{key}' for key in one}
+
+
 @pytest.fixture
 def source(tmp_path):
   """source(kind): a copy of a fixture that a test may break."""
