@@ -14,7 +14,7 @@ from etils import epath
 from realm_jax.config import Config
 from realm_jax.corpus.store import Corpus
 from realm_jax.evaluate.restored import chosen_step, find_version, pinned
-from realm_jax.model import hf_files, hf_names, huggingface, parts
+from realm_jax.model import hf_config, hf_files, hf_names, huggingface, parts
 from realm_jax.workdir import checkpoints, files, rows
 from realm_jax.workdir.run import Workdir, split_init
 
@@ -123,7 +123,7 @@ class _Exporter:
       (key, array.shape, functools.partial(iter, [array]))
       for key, array in sorted(found.items())
     ]
-    values = huggingface.hf_config(kind, self._config)
+    values = hf_config.to_json(kind, self._config)
     if self._imported.get('kind') == kind:
       kept = self._run.path / 'huggingface' / hf_files.CONFIG
       values |= files.read_json(kept)

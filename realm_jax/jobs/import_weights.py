@@ -15,7 +15,7 @@ from realm_jax.config import Config
 from realm_jax.corpus import records
 from realm_jax.corpus.store import Corpus
 from realm_jax.jobs.verify import verify
-from realm_jax.model import hf_files, hf_names, huggingface
+from realm_jax.model import hf_config, hf_files, hf_names, huggingface
 from realm_jax.model.hf_files import Weights
 from realm_jax.parallel import mesh as mesh_lib
 from realm_jax.text.wordpiece import WordPiece
@@ -88,7 +88,7 @@ def import_weights(
 
 def _config(weights: Weights, corpus: str | None) -> Config:
   """The run's configuration, as far as the model decides it."""
-  values = huggingface.config_values(weights)
+  values = hf_config.config_values(weights)
   values['corpus'] = str(files.absolute(corpus)) if corpus else ''
   values['pooling'] = _pooling(weights)
   values['index'] = {'rows_dtype': 'float32'}

@@ -71,7 +71,8 @@ class Weights:
     size = entry.shape[0] if entry.shape else 1
     for start in range(0, size, count or size or 1):
       part = slice(start, min(start + (count or size), size))
-      yield np.asarray(entry.read(part)).astype(np.float32)
+      # In C order: safetensors writes a transposed array as it lies in memory.
+      yield np.asarray(entry.read(part), np.float32, order='C')
 
 
 @contextlib.contextmanager
@@ -237,6 +238,12 @@ def _tensorflow(prefix: str, realm: bool) -> dict[str, Entry]:
     found[key] = Entry(
       shape[::-1] if transposed else shape, dtypes[name].name, read
     )
+  # Its heads have no table of their own: they share that of the words.
+  for key in list(found):
+    before, head, _ = key.partition('cls.predictions.bias')
+    word = f'{before}realm.{hf_names.WORD}'
+    if head and word in found:
+      found.setdefault(before + hf_names.DECODER, found[word])
   return found
 
 

@@ -8,36 +8,9 @@ import numpy as np
 from flax import traverse_util
 
 from realm_jax.config import Config
-from realm_jax.model import hf_names, parts
+from realm_jax.model import hf_config, hf_names, parts
 from realm_jax.model.hf_files import Weights
 from realm_jax.model.hf_names import Tensor
-
-_ACTIVATIONS = {
-  'gelu': 'gelu',
-  'gelu_new': 'gelu_tanh',
-  'gelu_pytorch_tanh': 'gelu_tanh',
-}
-_BERT_SIZES = {
-  'vocab_size': 'vocab_size',
-  'hidden_size': 'hidden_size',
-  'num_hidden_layers': 'num_layers',
-  'num_attention_heads': 'num_heads',
-  'intermediate_size': 'mlp_size',
-  'max_position_embeddings': 'max_positions',
-  'layer_norm_eps': 'layer_norm_eps',
-}
-_REALM_SIZES = {
-  'retriever_proj_size': 'retrieval_size',
-  'span_hidden_size': 'span_hidden_size',
-  'max_span_width': 'max_span_width',
-  'reader_layer_norm_eps': 'reader_eps',
-}
-_REALM_KEYS = {
-  'num_candidates': 'num_candidates',
-  'reader_beam_size': 'reader_beam',
-  'searcher_beam_size': 'retriever_beam',
-  'reader_seq_len': 'reader_length',
-}
 
 
 class Loaded(NamedTuple):
@@ -59,73 +32,6 @@ class Loaded(NamedTuple):
   parameters: int
 
 
-def kind(weights: Weights) -> str:
-  """Which class a directory holds: 'bert' or one of hf_names.KINDS.
-
-  Raises:
-    ValueError: model_type is neither bert nor realm, or the configuration
-      says one class and the tensors are of another.
-  """
-  model_type = weights.config.get('model_type')
-  if model_type not in ('bert', 'realm'):
-    raise ValueError(
-      f'{weights.path}: config.json: model_type {model_type!r}, must be bert '
-      'or realm'
-    )
-  found = hf_names.kind_of(set(weights.entries))
-  if (found == 'bert') != (model_type == 'bert'):
-    raise ValueError(
-      f'{weights.path}: config.json: model_type is {model_type!r}, but the '
-      f'tensors are those of {"BERT" if found == "bert" else found}'
-    )
-  named = weights.config.get('architectures') or []
-  architecture = found != 'bert' and hf_names.KINDS[found].architecture
-  if architecture and named and architecture not in named:
-    raise ValueError(
-      f'{weights.path}: config.json: architectures is {named}, but the tensors '
-      f'are those of {architecture}'
-    )
-  return found
-
-
-def config_values(weights: Weights) -> dict[str, Any]:
-  """The configuration keys that a directory decides.
-
-  Sizes, activation, epsilons, of REALM also its beams and lengths; dropout and
-  initialisation are the run's own choice.
-
-  Raises:
-    ValueError: a key is missing or asks for what the models here have not.
-  """
-  given, where = weights.config, f'{weights.path}: config.json'
-  realm = given.get('model_type') == 'realm'
-  names = _BERT_SIZES | (_REALM_SIZES if realm else {})
-  for name in (*names, 'hidden_act', *(_REALM_KEYS if realm else ())):
-    if name not in given:
-      raise ValueError(f'{where}: {name} is missing')
-  activation = given['hidden_act']
-  if activation not in _ACTIVATIONS:
-    raise ValueError(
-      f'{where}: hidden_act {activation!r}, choose from '
-      f'{", ".join(_ACTIVATIONS)}'
-    )
-  for name, only in (
-    ('position_embedding_type', 'absolute'),
-    ('type_vocab_size', 2),
-  ):
-    if given.get(name, only) != only:
-      raise ValueError(f'{where}: {name} {given[name]!r}, must be {only}')
-  model = {ours: given[name] for name, ours in names.items()}
-  model['activation'] = _ACTIVATIONS[activation]
-  if not realm:
-    return {'model': model}
-  model['projection_eps'] = model['layer_norm_eps']
-  return {
-    'model': model,
-    **{ours: given[name] for name, ours in _REALM_KEYS.items()},
-  }
-
-
 def load(weights: Weights, config: Config) -> Loaded:
   """Takes a model out of a directory; every tensor is accounted for.
 
@@ -143,16 +49,19 @@ def load(weights: Weights, config: Config) -> Loaded:
     ValueError: sizes differ from those of `config`, or tensors are unknown,
       missing, misshapen or not floating point: all of them are named.
   """
-  model = config_values(weights)['model']
+  model = hf_config.config_values(weights)['model']
   for name, value in model.items():
     ours = getattr(config.model, name)
     if ours != value:
       raise ValueError(
         f'model.{name}: {ours}, but the weights in {weights.path} have {value}'
       )
-  found = kind(weights)
-  plan = _bert_plan(weights, config) if found == 'bert' else None
-  plan = plan or _realm_plan(weights, config, found)
+  found = hf_config.kind(weights)
+  plan = (
+    _bert_plan(weights, config)
+    if found == 'bert'
+    else _realm_plan(weights, config, found)
+  )
   _account(weights, plan, config)
   params = {
     name: _fill(weights, plan.groups[name], params)
@@ -307,12 +216,11 @@ def _fill(
   for tensor in group:
     like = flat[tensor.path]
     keys = tensor.keys(len(like) if tensor.stacked else 1)
-    array = np.empty(like.shape, np.float32)
-    for place, key in zip(array if tensor.stacked else [array], keys,
-                          strict=True):  # fmt: skip
+    array = np.empty((len(keys), *like.shape[tensor.stacked :]), np.float32)
+    for number, key in enumerate(keys):
       found = weights.floats(key)
-      place[...] = found.T if tensor.transposed else found
-    flat[tensor.path] = array
+      array[number] = found.T if tensor.transposed else found
+    flat[tensor.path] = array.reshape(like.shape)
   return traverse_util.unflatten_dict(flat)
 
 
@@ -371,38 +279,3 @@ def tensors(
         ):
           found[key] = layer.T if tensor.transposed else layer
   return found
-
-
-def hf_config(kind: str, config: Config) -> dict[str, Any]:
-  """The config.json of a model of this kind."""
-  # Of two names the earlier.
-  back = {ours: theirs for theirs, ours in reversed(_ACTIVATIONS.items())}
-  model = config.model
-  names = _BERT_SIZES | (_REALM_SIZES if kind != 'bert' else {})
-  values: dict[str, Any] = {
-    name: getattr(model, ours) for name, ours in names.items()
-  }
-  values |= {
-    'hidden_act': back[model.activation],
-    'hidden_dropout_prob': model.dropout,
-    'attention_probs_dropout_prob': 0.0,
-    'initializer_range': model.initializer_range,
-    'type_vocab_size': 2,
-    'torch_dtype': 'float32',
-  }
-  if kind == 'bert':
-    return {
-      'architectures': ['BertForMaskedLM'],
-      'model_type': 'bert',
-      'pad_token_id': 0,
-      **values,
-    }
-  # Its pad_token_id is 1 by mistake (the real [PAD] is 0), and stays so: it
-  # only says which row of a table gets no gradient there.
-  return {
-    'architectures': [hf_names.KINDS[kind].architecture],
-    'model_type': 'realm',
-    'pad_token_id': 1,
-    **values,
-    **{name: getattr(config, ours) for name, ours in _REALM_KEYS.items()},
-  }

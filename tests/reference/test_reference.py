@@ -15,12 +15,13 @@ import sys
 import jax
 import numpy as np
 import pytest
+import safetensors.numpy
 
 from realm_jax import cli
 from realm_jax import config as config_lib
 from realm_jax.corpus.sources import read_json_lines
 from realm_jax.jobs import verify
-from realm_jax.model import hf_files, hf_names, huggingface
+from realm_jax.model import hf_config, hf_files, hf_names, huggingface
 from realm_jax.workdir import checkpoints, run
 
 pytestmark = pytest.mark.reference
@@ -64,7 +65,7 @@ def reference(environment):
 
 def load(directory):
   with hf_files.open_weights(str(directory)) as weights:
-    config = config_lib.from_dict(huggingface.config_values(weights))
+    config = config_lib.from_dict(hf_config.config_values(weights))
     return huggingface.load(weights, config), config
 
 
@@ -127,6 +128,92 @@ def test_pickled_weights(tmp_path, environment, reference, form):
   assert result.returncode == 2
   assert f'{name.name}: not weights of PyTorch' in result.stderr
   assert not (tmp_path / 'w2').exists()
+
+
+def tensorflow_name(key):
+  """What the release calls a tensor of an open-QA model, and is it turned."""
+  owner, _, rest = key.partition('.')
+  before = {
+    'embedder': 'module/module/module/module/',
+    'reader': 'reader/module/',
+  }
+  for ours, theirs in (
+    ('realm.', f'{before.get(owner)}bert.'),
+    ('cls.predictions.', f'{before.get(owner)}cls.predictions.'),
+    ('cls.', 'module/module/module/'),
+    ('qa_outputs.dense_intermediate', 'reader/dense'),
+    ('qa_outputs.dense_output', 'reader/dense_1'),
+    ('qa_outputs.', 'reader/'),
+  ):
+    if rest.startswith(ours):
+      rest = theirs + rest.removeprefix(ours)
+      break
+  *path, leaf = rest.replace('.layer.', '.layer_').split('.')
+  norm = path and path[-1].lower().endswith(('layernorm', 'normalization'))
+  turned = leaf == 'weight' and not norm
+  if path and path[-1].endswith('_embeddings'):
+    return '/'.join(path), False
+  if leaf == 'bias' and path[-1] == 'predictions':
+    leaf = 'output_bias'
+  elif norm:
+    leaf = {'weight': 'gamma', 'bias': 'beta'}[leaf]
+  elif turned:
+    leaf = 'kernel'
+  return '/'.join([*path, leaf]) if path else key, turned
+
+
+def test_tensorflow_checkpoint(tmp_path):
+  directory = ROOT / '.venv-tensorflow'
+  python = directory / 'bin' / 'python'
+  if not (directory / 'complete').exists():
+    subprocess.run([sys.executable, '-m', 'venv', directory], check=True)
+    pip = [python, '-m', 'pip', 'install', '-q', 'tensorflow-cpu==2.21.0']
+    subprocess.run(pip, check=True)
+    (directory / 'complete').touch()
+  source = FIXTURES / 'open_qa'
+  tensors = safetensors.numpy.load_file(source / 'model.safetensors')
+  variables = {'global_step': np.int64(7)}
+  for key, array in tensors.items():
+    name, turned = tensorflow_name(key)
+    if not key.endswith('decoder.weight'):
+      variables[name] = array.T if turned else array
+      variables[f'{name}/adam_m'] = array
+  np.savez(tmp_path / 'variables.npz', **variables)
+  program = (
+    'import sys, numpy as np, tensorflow as tf; f = np.load(sys.argv[1]); '
+    'tf.raw_ops.SaveV2(prefix=sys.argv[2], tensor_names=list(f), '
+    'shape_and_slices=[""] * len(f.files), tensors=[f[n] for n in f])'
+  )
+  made = tmp_path / 'model'
+  made.mkdir()
+  prefix = str(made / 'model.ckpt')
+  npz = str(tmp_path / 'variables.npz')
+  subprocess.run([python, '-c', program, npz, prefix], check=True)
+  (made / 'config.json').write_bytes((source / 'config.json').read_bytes())
+  (site,) = directory.glob('lib/python3*/site-packages')
+  program = (
+    f'import sys; sys.path.append({str(site)!r}); '
+    'from realm_jax.cli import main; sys.exit(main(sys.argv[1:]))'
+  )
+  arguments = ['import', '--from', made, '--output', tmp_path / 'w']
+  arguments += ['--verify', source / 'expected.npz']
+  result = subprocess.run(
+    [sys.executable, '-c', program, *map(str, arguments)],
+    capture_output=True,
+    text=True,
+    env={**os.environ, 'XLA_FLAGS': ''},
+  )
+  assert result.returncode == 0, result.stderr
+  found = json.loads(result.stdout)
+  assert found['kind'] == 'open_qa'
+  assert max(found['max_abs_diff'].values()) < 1e-5
+  out = tmp_path / 'out'
+  workdir = str(tmp_path / 'w')
+  assert cli.main(['export', '--workdir', workdir, '--to', str(out)]) == 0
+  again = safetensors.numpy.load_file(out / 'model.safetensors')
+  for key, array in tensors.items():
+    if not key.endswith('decoder.weight'):
+      np.testing.assert_array_equal(again[key], array)
 
 
 @pytest.mark.parametrize('kind', hf_names.KINDS)

@@ -215,8 +215,13 @@ def pickled(source, directory):
 
 def reload(kind, directory):
   """Loads what `realm export` wrote; which keys were missing or unexpected."""
+  more = {}
+  if kind == 'scorer':
+    # Without it the class takes one embedder for both.
+    config = transformers.RealmConfig.from_pretrained(directory)
+    more['query_embedder'] = transformers.RealmEmbedder(config)
   model, told = _CLASSES[kind].from_pretrained(
-    directory, output_loading_info=True
+    directory, output_loading_info=True, **more
   )
   model.eval()
   part = model.reader if kind == 'open_qa' else model
