@@ -48,7 +48,7 @@ def main() -> None:
   parser.add_argument('--rounds', type=int, default=2)
   parser.add_argument('--layers', type=int, default=12)
   parser.add_argument('--batch', type=int, default=8)
-  parser.add_argument('--micro-batches', type=int, default=4)
+  parser.add_argument('--micro-batches', type=int, default=8)
   flags = parser.parse_args()
   port = make_environment(flags.environment)
   layers = ('--layers', str(flags.layers))

@@ -113,7 +113,7 @@ def make_state(config: Config, mesh: jax.sharding.Mesh) -> TrainState:
 def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   parser.add_argument('--batch', type=int, default=8)
-  parser.add_argument('--micro-batches', type=int, default=4)
+  parser.add_argument('--micro-batches', type=int, default=8)
   parser.add_argument('--candidates', type=int, default=8)
   parser.add_argument('--layers', type=int, default=12)
   parser.add_argument('--rows', type=int, default=65536)
