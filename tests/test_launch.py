@@ -88,6 +88,9 @@ def test_tests_leave_the_slow_out_unless_asked(project):
   lint = ['python cpu -m ruff check .', 'python cpu -m ruff format --check .']
   first = calls(project, '.ci/run')
   assert first[1] == 'python  -m pip install --quiet --editable .[test]'
-  assert first[2:] == [*lint, 'python cpu -m pytest -m not slow']
+  pytest = 'python cpu -m pytest -m'
+  assert first[2:] == [*lint, f'{pytest} not slow and not reference']
   again = calls(project, 'bash launch/test.sh -x --slow tests/test_cli.py')
-  assert again == [*lint, 'python cpu -m pytest -m  -x tests/test_cli.py']
+  assert again == [*lint, f'{pytest} not reference -x tests/test_cli.py']
+  compared = calls(project, 'bash launch/test.sh --reference')
+  assert compared == [*lint, f'{pytest} reference']
