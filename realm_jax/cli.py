@@ -18,11 +18,13 @@ from realm_jax import experiment
 from realm_jax.flags import (
   Parser,
   checkpoint,
+  cluster,
   flag,
   need,
   need_config,
   need_inputs,
   need_workdir,
+  take_cluster,
   take_overrides,
 )
 
@@ -46,6 +48,7 @@ def main(argv: list[str] | None = None) -> int:
   """
   argv = sys.argv[1:] if argv is None else argv
   debug = '--debug' in argv
+  processes: Any = None  # the module, where this is one of several
   try:
     argv, overrides = take_overrides(argv)
     flags = vars(_parser().parse_args(argv))
@@ -57,18 +60,39 @@ def main(argv: list[str] | None = None) -> int:
       )
     run = flags.pop('run')
     del flags['verb'], flags['debug']
-    status = run(**flags)
+    processes = _join(**take_cluster(flags))
+    status, why = run(**flags), 'stopped by SIGTERM'
     sys.stdout.flush()
-    return status
   except KeyboardInterrupt:
-    print('error: interrupted', file=sys.stderr)
-    return 1
+    status, why = 1, 'interrupted'
+    print(f'error: {why}', file=sys.stderr)
   except Exception as error:
     if debug:
       traceback.print_exc()
-    print(f'error: {_one_line(error)}', file=sys.stderr)
+    status, why = _status(error), _one_line(error)
+    if processes is not None and status == 1:
+      why = processes.explain(why)
+    print(f'error: {why}', file=sys.stderr)
     _drop_unwritten_output()
-    return _status(error)
+  if processes is not None:
+    processes.end(status, why)
+  return status
+
+
+def _join(**cluster: Any) -> Any:
+  """Makes this process one of several where flags say so."""
+  hang_seconds = cluster.pop('hang_seconds', None)
+  if not any(value not in (None, False) for value in cluster.values()):
+    return None
+  from realm_jax.parallel import processes
+
+  # Gloo writes to file 1 behind Python's back: it goes to standard error.
+  output = os.dup(1)
+  os.dup2(2, 1)
+  processes.start(processes.Cluster(**cluster, hang_seconds=hang_seconds))
+  if processes.is_first():  # what a run prints it prints once
+    sys.stdout = os.fdopen(output, 'w')
+  return processes
 
 
 def _status(error: Exception) -> int:
@@ -176,6 +200,7 @@ def _config(verb: Parser) -> _Run:
 def _stage(verb: Parser) -> _Run:
   need_config(verb)
   need_workdir(verb)
+  cluster(verb)
   stage = verb.prog.split()[-1]
 
   def run(config: str, overrides: dict[str, str], workdir: str) -> int:
@@ -195,6 +220,7 @@ def _refresh(verb: Parser) -> _Run:
   flag(mode, '--once', help, action='store_false', **follow)
   help = 'index each new checkpoint until the run has ended'
   flag(mode, '--follow', help, action='store_true', **follow)
+  cluster(verb)
 
   def run(**flags: Any) -> int:
     from realm_jax.index import refresh
@@ -250,6 +276,7 @@ def _evaluate(verb: Parser) -> _Run:
   need(verb, '--questions FILE', 'questions with answers')
   need(verb, '--output DIR', 'for metrics.json and predictions.jsonl')
   checkpoint(verb)
+  cluster(verb)
 
   def run(**flags: Any) -> int:
     from realm_jax.evaluate import evaluate
@@ -292,6 +319,7 @@ def _embed(verb: Parser) -> _Run:
   need(verb, '--output FILE.npy', '[n, E] float32')
   more = {'choices': ('query', 'document'), 'default': 'document'}
   flag(verb, '--as', 'which embedder', dest='side', **more)
+  cluster(verb)
 
   def run(**flags: Any) -> int:
     from realm_jax.jobs import embed

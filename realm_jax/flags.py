@@ -78,6 +78,29 @@ def checkpoint(verb: Parser) -> None:
   flag(verb, '--allow_stale_index', help, action='store_true')
 
 
+def cluster(verb: Parser) -> None:
+  """The flags that make several processes one run; see take_cluster."""
+  group = verb.add_argument_group('several processes, each started like this')
+  help = 'the cluster tells the rest (TPU pod, GKE, Slurm, Open MPI)'
+  flag(group, '--distributed', help, action='store_true')
+  flag(group, '--coordinator HOST:PORT', 'or: of process 0 (no default)')
+  help = 'how many there are (no default)'
+  flag(group, '--num-processes N', help, type=int)
+  help = 'which one this is, from 0 (no default)'
+  flag(group, '--process-id N', help, type=int)
+  help = 'end a run in which no process gets on for so long'
+  flag(group, '--hang-seconds S', help, type=float, default=900.0)
+
+
+def take_cluster(flags: dict[str, Any]) -> dict[str, Any]:
+  """Takes the flags of `cluster` out of the flags of a verb."""
+  names = (
+    *('distributed', 'coordinator', 'num_processes', 'process_id'),
+    'hang_seconds',
+  )
+  return {name: flags.pop(name) for name in names if name in flags}
+
+
 def need_inputs(verb: Parser) -> None:
   help = 'JSON lines (plain, .gz, .zst) or tfds:NAME[/CONFIG][:SPLIT]'
   more = {'nargs': '+', 'action': 'extend', 'dest': 'inputs'}

@@ -10,6 +10,7 @@ from etils import epath
 from realm_jax.corpus.store import Corpus
 from realm_jax.data.questions import Question, read_questions
 from realm_jax.evaluate.restored import Restored, Textless, restore
+from realm_jax.parallel import processes
 from realm_jax.scores import qa, retrieval
 from realm_jax.train import answer, dev
 from realm_jax.workdir import files
@@ -57,6 +58,8 @@ def evaluate(
     'index_step': restored.index_step,
     'corpus_fingerprint': restored.corpus.fingerprint,
   }
+  if not processes.is_first():
+    return metrics
   directory.mkdir(parents=True, exist_ok=True)
   lines = [
     json.dumps(prediction(question, found, shown, restored), ensure_ascii=False)

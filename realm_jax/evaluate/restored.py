@@ -8,7 +8,7 @@ import jax
 import numpy as np
 from etils import epath
 
-from realm_jax.config import Config
+from realm_jax.config import Config, MeshConfig
 from realm_jax.corpus.store import Corpus
 from realm_jax.index import build
 from realm_jax.index.refresh import restore_part
@@ -116,7 +116,7 @@ def restore(
   workdir = Workdir.open(path)
   config = workdir.config
   step = chosen_step(workdir, step)
-  mesh = mesh_lib.make_mesh(config.mesh)
+  mesh = mesh_lib.make_mesh(MeshConfig())  # not that of the training
   shapes = checkpoints.params_shapes(path, step)
   params = {part: restore_part(workdir, step, part, mesh) for part in shapes}
   if config.closed_book:

@@ -17,6 +17,7 @@ from realm_jax.data import sentences
 from realm_jax.index.search import Index
 from realm_jax.model import parts
 from realm_jax.parallel import mesh as mesh_lib
+from realm_jax.parallel import processes
 from realm_jax.workdir import rows as rows_lib
 from realm_jax.workdir import versions
 
@@ -61,14 +62,15 @@ def build_version(
   """Embeds all blocks and publishes them as the next index version.
 
   Blocks are read ahead of the devices and written behind them; no more than
-  a few windows are in memory. The caller holds the refresher's lock.
+  a few windows are in memory. Each process of a run embeds its own rows at
+  its own pace. The caller holds the refresher's lock.
 
   Args:
     index: Workdir.index.
-    params: of the document embedder, on the devices of `mesh`.
+    params: of the document embedder, over `mesh`.
     corpus: Z.
     config: of the run.
-    mesh: over which a batch is split.
+    mesh: of this process's devices, over which a batch is split.
     checkpoint_step: step that `params` are of.
     embedder_digest: of `params`.
     stopped: asked between batches.
@@ -81,18 +83,30 @@ def build_version(
     ValueError: the recall that was measured is below index.min_recall.
   """
   began = time.monotonic()
-  versions.remove_uncommitted(index)
-  version = versions.next_version(index)
+  version = 0
+  if processes.is_first():
+    versions.remove_uncommitted(index)
+    version = versions.next_version(index)
+  version = processes.from_first(version)
+  process, count = jax.process_index(), jax.process_count()
   writer = rows_lib.VersionWriter(
     index,
     version,
     rows=corpus.num_blocks,
     dim=config.model.retrieval_size,
     dtype=config.index.rows_dtype,
+    chunk_rows=min(rows_lib.CHUNK_ROWS, -(-corpus.num_blocks // count)),
+  )
+  own = rows_lib.owned_rows(
+    corpus.num_blocks, process, count, writer.chunk_rows
   )
   dtype = jnp.dtype(config.index.rows_dtype)
-  probe = _Probe(corpus, params, config)
-  for start, rows_nE in embed_corpus(params, corpus, config, mesh, stopped):
+  with jax.set_mesh(mesh):
+    probe = _Probe(corpus, params, config)
+  for start, rows_nE in embed_corpus(
+    params, corpus, config, mesh, stopped, own
+  ):
+    processes.beat(f'index version {version}, row {start}')
     stored_nE = rows_nE.astype(dtype)
     writer.write(start, stored_nE)
     probe.add(start, rows_nE, stored_nE)
@@ -104,15 +118,19 @@ def build_version(
       f'{config.index.min_recall}; not published'
     )
   writer.finish()
-  return writer.commit(
-    checkpoint_step=checkpoint_step,
-    embedder_digest=embedder_digest,
-    corpus_fingerprint=corpus.fingerprint,
-    tokenizer_digest=corpus.tokenizer_digest,
-    kind=config.index.kind,
-    recall=recall,
-    build_seconds=round(time.monotonic() - began, 3),
-  )
+  processes.barrier()
+  if processes.is_first():
+    writer.commit(
+      checkpoint_step=checkpoint_step,
+      embedder_digest=embedder_digest,
+      corpus_fingerprint=corpus.fingerprint,
+      tokenizer_digest=corpus.tokenizer_digest,
+      kind=config.index.kind,
+      recall=recall,
+      build_seconds=round(time.monotonic() - began, 3),
+    )
+  processes.barrier()
+  return versions.read_manifest(index, version)
 
 
 def embed_corpus(
@@ -121,8 +139,9 @@ def embed_corpus(
   config: Config,
   mesh: jax.sharding.Mesh,
   stopped: Callable[[], bool] = lambda: False,
+  rows: tuple[int, int] | None = None,
 ) -> Iterator[tuple[int, np.ndarray]]:
-  """Embeds all blocks, in windows of some batches.
+  """Embeds blocks, in windows of some batches.
 
   The blocks of a window are sorted by length: a batch is padded to its own
   longest text, not to that of the corpus. One window is read and one batch
@@ -134,6 +153,7 @@ def embed_corpus(
     config: of the run.
     mesh: over which a batch is split.
     stopped: asked between batches.
+    rows: [start, stop) of the blocks; default all.
 
   Yields:
     (first row, rows_nE float32) of each window, in order.
@@ -144,10 +164,10 @@ def embed_corpus(
   sep_id = corpus.tokenizer.sep_id
   pending: tuple[Batch, jax.Array] | None = None
   with jax.set_mesh(mesh):
-    for batch in read_batches(corpus, config, mesh):
+    for batch in read_batches(corpus, config, mesh, rows):
       if stopped():
         raise Interrupted
-      token_BL = mesh_lib.put_batch({'token_BL': batch.token_BL}, mesh)
+      token_BL = mesh_lib.put_whole({'token_BL': batch.token_BL}, mesh)
       done = pending
       pending = (
         batch,
@@ -170,15 +190,19 @@ class Batch(NamedTuple):
 
 
 def read_batches(
-  corpus: Corpus, config: Config, mesh: jax.sharding.Mesh
+  corpus: Corpus,
+  config: Config,
+  mesh: jax.sharding.Mesh,
+  rows: tuple[int, int] | None = None,
 ) -> Iterator[Batch]:
-  """What `embed_corpus` embeds: all blocks, each window sorted by length."""
+  """What `embed_corpus` embeds: the blocks, each window sorted by length."""
+  first_row, end_row = rows or (0, corpus.num_blocks)
   data = mesh.shape['data']
   size = -(-config.refresh.batch_size // data) * data
   window = _WINDOW * size
 
   def read(start: int) -> list[Batch]:
-    stop = min(start + window, corpus.num_blocks)
+    stop = min(start + window, end_row)
     token_nL = corpus.tokens(slice(start, stop))
     length_n = (token_nL != 0).sum(1)
     order_n = np.argsort(length_n, kind='stable')
@@ -195,11 +219,11 @@ def read_batches(
     return batches
 
   with concurrent.futures.ThreadPoolExecutor(1) as pool:
-    starts = range(0, corpus.num_blocks, window)
-    ahead = pool.submit(read, 0)
+    starts = range(first_row, end_row, window)
+    ahead = pool.submit(read, first_row)
     for start in starts:
       window_batches = ahead.result()
-      if start + window < corpus.num_blocks:
+      if start + window < end_row:
         ahead = pool.submit(read, start + window)
       yield from window_batches
 
@@ -291,33 +315,48 @@ class _Probe:
       embed_tokens(params, query_BL, config=config, sep_id=tokenizer.sep_id)
     )
     self._corpus = corpus
-    self._exact: list[tuple[np.ndarray, np.ndarray]] = []
-    self._stored: list[tuple[np.ndarray, np.ndarray]] = []
+    # The best so far: scores and rows, [B, K].
+    none = (np.zeros((len(block_S), 0)), np.zeros((len(block_S), 0), np.int64))
+    self._exact, self._stored = none, none
 
   def add(
     self, start: int, exact_nE: np.ndarray, stored_nE: np.ndarray
   ) -> None:
     alive_n = self._corpus.alive(start, start + len(exact_nE))
-    for best, rows_nE in (
-      (self._exact, exact_nE),
-      (self._stored, stored_nE.astype(np.float32)),
-    ):
+
+    def better(best: Any, rows_nE: np.ndarray) -> Any:
       score_Bn = self._query_BE @ rows_nE.T
       score_Bn[:, ~alive_n] = -np.inf
       row_Bn = np.broadcast_to(
         np.arange(start, start + len(rows_nE)), score_Bn.shape
       )
-      best.append((score_Bn, row_Bn))
-      score_BK, row_BK = (np.concatenate(x, 1) for x in zip(*best, strict=True))
-      place_BK = np.argsort(-score_BK, 1, kind='stable')[:, :_PROBE_K]
-      best[:] = [
-        (
-          np.take_along_axis(score_BK, place_BK, 1),
-          np.take_along_axis(row_BK, place_BK, 1),
-        )
-      ]
+      return _best([best, (score_Bn, row_Bn)])
+
+    self._exact = better(self._exact, exact_nE)
+    self._stored = better(self._stored, stored_nE.astype(np.float32))
 
   def recall(self) -> dict[str, float]:
-    exact_BK, stored_BK = self._exact[0][1], self._stored[0][1]
+    """Of the rows of all processes together."""
+    exact_BK, stored_BK = (
+      _best(
+        [
+          tuple(map(np.array, pair))
+          for pair in processes.gather([x.tolist() for x in best])
+        ]
+      )[1]
+      for best in (self._exact, self._stored)
+    )
     hits = (exact_BK[:, :, None] == stored_BK[:, None, :]).any(2)
     return {f'recall@{_PROBE_K}': float(hits.mean())}
+
+
+def _best(
+  parts: list[tuple[np.ndarray, ...]],
+) -> tuple[np.ndarray, np.ndarray]:
+  """Scores and rows of the best of several results, [B, n] each."""
+  score_BK, row_BK = (np.concatenate(x, 1) for x in zip(*parts, strict=True))
+  place_BK = np.argsort(-score_BK, 1, kind='stable')[:, :_PROBE_K]
+  return (
+    np.take_along_axis(score_BK, place_BK, 1),
+    np.take_along_axis(row_BK, place_BK, 1),
+  )

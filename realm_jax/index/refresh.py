@@ -6,7 +6,6 @@ the workdir.
 """
 
 import signal
-import sys
 import threading
 from typing import Any
 
@@ -17,11 +16,11 @@ from realm_jax.config import Config
 from realm_jax.corpus.store import Corpus
 from realm_jax.index import build
 from realm_jax.parallel import mesh as mesh_lib
+from realm_jax.parallel import processes
 from realm_jax.workdir import checkpoints, files, versions
 from realm_jax.workdir.run import Workdir
 
 _LONGEST_POLL_SECONDS = 30.0
-SIGTERM_STATUS = 75
 
 
 def refresh(path: str, follow: bool) -> int:
@@ -42,16 +41,25 @@ def refresh(path: str, follow: bool) -> int:
       is running.
   """
   stop = threading.Event()
-  previous = signal.signal(signal.SIGTERM, lambda *_: stop.set())
+
+  def terminate(*_: object) -> None:
+    # Others may wait for this process; what it has written nobody can see.
+    processes.end(processes.SIGTERM_STATUS, 'stopped by SIGTERM')
+    stop.set()
+
+  previous = signal.signal(signal.SIGTERM, terminate)
   try:
-    if follow and not _wait_for_workdir(path, stop):
-      return SIGTERM_STATUS
+    came = processes.from_first(
+      not follow or (processes.is_first() and _wait_for_workdir(path, stop))
+    )
+    if not came:
+      return processes.SIGTERM_STATUS
     workdir = Workdir.open(path)
     with workdir.lock('refresher'):
       job = _Job(workdir, stop)
       return job.follow() if follow else job.once()
   except build.Interrupted:
-    return SIGTERM_STATUS
+    return processes.SIGTERM_STATUS
   finally:
     signal.signal(signal.SIGTERM, previous)
 
@@ -62,19 +70,30 @@ def embedder_digest(workdir: Workdir, step: int) -> str:
 
 
 class _Job:
-  """One refresher: a corpus, a mesh, and the checkpoints of a workdir."""
+  """One refresher: a corpus, and the checkpoints of a workdir.
+
+  The first process follows them and tells the others what to do. Each has the
+  embedder whole, over its own devices.
+  """
 
   def __init__(self, workdir: Workdir, stop: threading.Event):
     self._workdir = workdir
     self._config: Config = workdir.config
     self._stop = stop
-    self._mesh = mesh_lib.make_mesh(
-      self._config.mesh
-      if self._config.mesh.model == 1
-      else type(self._config.mesh)()
-    )
+    self._mesh = mesh_lib.local_mesh()
 
   def once(self) -> int:
+    """Builds the version that is missing, if one is."""
+    found = processes.from_first(
+      self._newest() if processes.is_first() else None
+    )
+    if found is not None:
+      corpus = Corpus.open(self._config.corpus, found['fingerprint'])
+      self._build(found['step'], corpus)
+    return 0
+
+  def _newest(self) -> dict[str, Any] | None:
+    """What to build of the newest checkpoint, or None: it is there."""
     steps = checkpoints.steps(self._workdir.path)
     if not steps:
       raise ValueError(f'{self._workdir.checkpoints}: no checkpoint yet')
@@ -84,15 +103,26 @@ class _Job:
     # The newest generation of the corpus: documents that were added since
     # training are embedded too.
     corpus = Corpus.open(self._config.corpus)
-    if not self._published(step, corpus, [self._workdir.index]):
-      self._build(step, corpus)
-    return 0
+    if self._published(step, corpus, [self._workdir.index]):
+      return None
+    return {'step': step, 'fingerprint': corpus.fingerprint}
 
   def follow(self) -> int:
+    """Builds a version of each checkpoint that it comes to."""
     corpus = Corpus.open(self._config.corpus, self._pinned())
     places = [self._workdir.index]
     if self._workdir.shared_index:  # the trainer may have started with it
       places.append(self._workdir.shared_index)
+    while True:
+      step = processes.from_first(
+        self._next_step(corpus, places) if processes.is_first() else None
+      )
+      if step is None:
+        return processes.SIGTERM_STATUS if self._stop.is_set() else 0
+      self._build(step, corpus)
+
+  def _next_step(self, corpus: Corpus, places: list[epath.Path]) -> int | None:
+    """Waits for a checkpoint without a version; None: none will come."""
     poll = self._config.refresh.poll_seconds
     while not self._stop.is_set():
       # Asked in this order: a checkpoint saved after the second question
@@ -100,18 +130,13 @@ class _Job:
       finished = (self._workdir.path / 'finished.json').exists()
       steps = checkpoints.steps(self._workdir.path)
       if steps and not self._published(steps[-1], corpus, places):
-        try:
-          self._build(steps[-1], corpus)
-        except FileNotFoundError as error:
-          # The trainer deleted the checkpoint: a newer one is there.
-          print(f'refresh: {error}; taking a newer one', file=sys.stderr)
-        poll = self._config.refresh.poll_seconds
-        continue
+        return steps[-1]
       if finished and steps:
-        return 0
+        return None
+      processes.beat('waiting for a checkpoint')
       self._stop.wait(poll)
       poll = min(poll * 1.5, _LONGEST_POLL_SECONDS)
-    return SIGTERM_STATUS
+    return None
 
   def _pinned(self) -> str | None:
     """The corpus generation of the run, once the trainer has recorded it."""
@@ -139,7 +164,16 @@ class _Job:
     return False
 
   def _build(self, step: int, corpus: Corpus) -> None:
-    params = restore_part(self._workdir, step, 'document_embedder', self._mesh)
+    processes.beat(f'restoring step {step}')
+    params = None
+    try:
+      params = restore_part(
+        self._workdir, step, 'document_embedder', self._mesh
+      )
+    except FileNotFoundError as error:
+      processes.say(f'refresh: {error}')
+    if not all(processes.gather(params is not None)):
+      return  # the trainer deleted the checkpoint: a newer one is there
     manifest = build.build_version(
       self._workdir.index,
       params,
@@ -150,14 +184,13 @@ class _Job:
       embedder_digest(self._workdir, step),
       self._stop.is_set,
     )
-    print(
+    processes.say(
       f'refresh: version {manifest.version} of step {step}: {manifest.rows} '
-      f'blocks in {manifest.build_seconds:.1f} s',
-      file=sys.stderr,
+      f'blocks in {manifest.build_seconds:.1f} s'
     )
-    versions.prune(
-      self._workdir.index, self._config.index.keep, in_use(self._workdir)
-    )
+    if processes.is_first():
+      used = in_use(self._workdir)
+      versions.prune(self._workdir.index, self._config.index.keep, used)
 
 
 def in_use(workdir: Workdir) -> set[int]:
@@ -200,8 +233,9 @@ def _wait_for_workdir(path: str, stop: threading.Event) -> bool:
   poll, said = 0.5, False
   while not checkpoints.steps(path):
     if not said:
-      print(f'refresh: waiting for a trainer in {path}', file=sys.stderr)
+      processes.say(f'refresh: waiting for a trainer in {path}')
       said = True
+    processes.beat('waiting for a trainer')
     if stop.wait(poll):
       return False
     poll = min(poll * 1.5, _LONGEST_POLL_SECONDS)

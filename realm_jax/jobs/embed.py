@@ -9,6 +9,7 @@ import jax
 import numpy as np
 from etils import epath
 
+from realm_jax.config import MeshConfig
 from realm_jax.corpus.blocks import NUM_SPECIAL
 from realm_jax.corpus.sources import read_json_lines
 from realm_jax.corpus.store import Corpus
@@ -16,6 +17,7 @@ from realm_jax.evaluate.restored import Textless, chosen_step, pinned
 from realm_jax.index.build import embed_tokens
 from realm_jax.index.refresh import restore_part
 from realm_jax.parallel import mesh as mesh_lib
+from realm_jax.parallel import processes
 from realm_jax.text.wordpiece import WordPiece
 from realm_jax.workdir import checkpoints
 from realm_jax.workdir.run import Workdir
@@ -43,7 +45,7 @@ def embed(
   """
   run = Workdir.open(workdir)
   step = chosen_step(run, None)
-  mesh = mesh_lib.make_mesh(run.config.mesh)
+  mesh = mesh_lib.make_mesh(MeshConfig())
   shapes = checkpoints.params_shapes(run.path, step)
   own = side == 'query' and 'query_embedder' in shapes
   part = 'query_embedder' if own else 'document_embedder'
@@ -63,10 +65,12 @@ def embed(
       for row_L, (title, text) in zip(token_BL, part_texts, strict=False):
         ids = _frame(title, text, side, length, tokenizer)
         row_L[: len(ids)] = ids
-      batch = mesh_lib.put_batch({'token_BL': token_BL}, mesh)
+      processes.beat(f'line {len(vectors) * size}')
+      batch = mesh_lib.put_whole({'token_BL': token_BL}, mesh)
       found_BE = embed_tokens(params, **batch, config=run.config, sep_id=sep_id)
-      vectors.append(np.asarray(found_BE)[: len(part_texts)])
-  _write(output, np.concatenate(vectors))
+      vectors.append(mesh_lib.to_host(found_BE)[: len(part_texts)])
+  if processes.is_first():
+    _write(output, np.concatenate(vectors))
 
 
 def _text_side(run: Workdir) -> tuple[WordPiece, int]:

@@ -39,7 +39,7 @@ def make_mesh(
   Raises:
     ValueError: the sizes do not multiply to the number of devices.
   """
-  devices = list(jax.devices() if devices is None else devices)
+  devices = sorted(jax.devices() if devices is None else devices, key=_place_of)
   count = len(devices)
   data = count // config.model if config.data == -1 else config.data
   if data * config.model != count:
@@ -52,6 +52,49 @@ def make_mesh(
     ('data', 'model'),
     axis_types=(AxisType.Auto,) * 2,
   )
+
+
+def local_mesh() -> jax.sharding.Mesh:
+  """All devices of this process along `data`: for work without the others."""
+  return make_mesh(MeshConfig(), jax.local_devices())
+
+
+def _place_of(device: jax.Device) -> tuple[int, int, int]:
+  """Devices of a process side by side, and processes of a slice."""
+  slice_index = getattr(device, 'slice_index', None) or 0
+  return slice_index, device.process_index, device.id
+
+
+def batch_slice(mesh: jax.sharding.Mesh) -> tuple[int, int]:
+  """Which part of every batch this process makes.
+
+  Processes that share a place along `data` (`model` reaches over them) make
+  the same part.
+
+  Args:
+    mesh: of the run.
+
+  Returns:
+    (index, count): the index-th of `count` equal slices.
+
+  Raises:
+    ValueError: the processes' parts are not such slices.
+  """
+  mine = np.array(
+    [
+      [device.process_index == jax.process_index() for device in row]
+      for row in mesh.devices
+    ]
+  )
+  place = np.flatnonzero(mine.any(1))
+  size, data = len(place), mesh.shape['data']
+  if data % size or place[0] % size or place[-1] - place[0] + 1 != size:
+    raise ValueError(
+      f'mesh.data {data} x mesh.model {mesh.shape["model"]}: process '
+      f'{jax.process_index()} holds places {place.tolist()} along data; make '
+      'model a multiple or a divisor of the devices of a process'
+    )
+  return int(place[0]) // size, data // size
 
 
 def check_batch(
@@ -85,6 +128,49 @@ def put_batch(
   }
 
 
+def put_whole(
+  batch: dict[str, np.ndarray], mesh: jax.sharding.Mesh
+) -> dict[str, jax.Array]:
+  """Puts a batch that every process has whole on the devices; see put_batch."""
+  sharding = NamedSharding(mesh, BATCH)
+  return {
+    name: jax.make_array_from_callback(value.shape, sharding, value.__getitem__)
+    for name, value in batch.items()
+  }
+
+
+def to_local(
+  tree: Any, mesh: jax.sharding.Mesh
+) -> tuple[Any, jax.sharding.Mesh]:
+  """Parameters of the run as this process's own, to work without the others.
+
+  Args:
+    tree: arrays over `mesh`; gathered whole on each device for a moment.
+    mesh: of the run.
+
+  Returns:
+    The same values, and the mesh of this process that they are laid out over.
+  """
+  if jax.process_count() == 1:
+    return tree, mesh
+  local = local_mesh()
+  whole = jax.jit(_same, out_shardings=replicated(mesh))(tree)
+  own = jax.tree.map(lambda leaf: leaf.addressable_data(0), whole)
+  return jax.device_put(own, tree_shardings(own, local)), local
+
+
+def to_host(tree: Any) -> Any:
+  """Arrays over all processes as numpy, whole in each of them."""
+  if jax.process_count() > 1:
+    shardings = jax.tree.map(lambda x: replicated(x.sharding.mesh), tree)
+    tree = jax.jit(_same, out_shardings=shardings)(tree)
+  return jax.device_get(tree)
+
+
+def _same(tree: Any) -> Any:
+  return tree
+
+
 def split_batch(x: jax.Array, axis: int = 0) -> jax.Array:
   """Keeps the batch axis of an activation split over `data`.
 
@@ -101,6 +187,19 @@ def split_batch(x: jax.Array, axis: int = 0) -> jax.Array:
 def padded_rows(num_rows: int, mesh: jax.sharding.Mesh) -> int:
   """Rows of a table after padding to a multiple of the devices."""
   return math.ceil(num_rows / mesh.size) * mesh.size
+
+
+def local_rows(num_rows: int, mesh: jax.sharding.Mesh) -> tuple[int, int]:
+  """The rows [start, stop) of a table that this process's devices hold."""
+  total = padded_rows(num_rows, mesh)
+  size = total // mesh.size
+  places = [
+    place
+    for place, device in enumerate(mesh.devices.flat)
+    if device.process_index == jax.process_index()
+  ]
+  start, stop = min(places) * size, (max(places) + 1) * size
+  return min(start, num_rows), min(stop, num_rows)
 
 
 def put_rows(

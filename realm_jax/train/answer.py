@@ -16,6 +16,7 @@ from realm_jax.index.build import embed_tokens
 from realm_jax.index.search import Index, search
 from realm_jax.model import parts
 from realm_jax.parallel import mesh as mesh_lib
+from realm_jax.parallel import processes
 from realm_jax.train import finetune
 from realm_jax.train.state import query_embedder
 
@@ -56,14 +57,15 @@ def retrieve(
   tokenizer = corpus.tokenizer
   found = []
   for query_BL, real in _batched(texts, config, corpus, mesh):
+    processes.beat(f'question {len(found)}')
     with jax.set_mesh(mesh):
       query_BE = embed_tokens(
         query_embedder(params), query_BL, config, tokenizer.sep_id
       )
-      score_BK, row_BK = _search(index, query_BE, k=k)
+      score_BK, row_BK = mesh_lib.to_host(_search(index, query_BE, k=k))
     found += _evidence(
-      np.asarray(score_BK)[:real] / config.score_temperature,
-      np.asarray(row_BK)[:real],
+      score_BK[:real] / config.score_temperature,
+      row_BK[:real],
     )
   return found
 
@@ -80,11 +82,12 @@ def answer(
   sep_id = corpus.tokenizer.sep_id
   answers = []
   for query_BL, real in _batched(texts, config, corpus, mesh):
+    processes.beat(f'question {len(answers)}')
     with jax.set_mesh(mesh):
-      best = _read(params, index, query_BL, config=config, sep_id=sep_id)
-    row_B, start_B, end_B, span_B, score_BK, row_BK = (
-      np.asarray(x)[:real] for x in best
-    )
+      best = mesh_lib.to_host(
+        _read(params, index, query_BL, config=config, sep_id=sep_id)
+      )
+    row_B, start_B, end_B, span_B, score_BK, row_BK = (x[:real] for x in best)
     evidence = _evidence(score_BK, row_BK)
     texts_B = _span_texts(corpus, row_B, start_B, end_B)
     answers += [
@@ -108,6 +111,7 @@ def answer_closed_book(
   answers = []
   size = _batch_size(mesh)
   for first in range(0, len(texts), size):
+    processes.beat(f'question {first}')
     part = list(texts[first : first + size])
     token_BL, segment_BL, position_BM, _ = batches.closed_book_inputs(
       part + [''] * (size - len(part)),
@@ -115,7 +119,7 @@ def answer_closed_book(
       config.query_length,
       config.max_answer_length,
     )
-    batch = mesh_lib.put_batch(
+    batch = mesh_lib.put_whole(
       {
         'token_BL': token_BL,
         'segment_BL': segment_BL,
@@ -124,12 +128,10 @@ def answer_closed_book(
       mesh,
     )
     with jax.set_mesh(mesh):
-      piece_BM, score_BM = _fill(params['encoder'], **batch, config=config)
-    pairs = zip(
-      np.asarray(piece_BM)[: len(part)],
-      np.asarray(score_BM)[: len(part)],
-      strict=True,
-    )
+      piece_BM, score_BM = mesh_lib.to_host(
+        _fill(params['encoder'], **batch, config=config)
+      )
+    pairs = zip(piece_BM[: len(part)], score_BM[: len(part)], strict=True)
     for piece_M, score_M in pairs:
       ends = np.flatnonzero(piece_M == tokenizer.sep_id)
       end = int(ends[0]) if len(ends) else len(piece_M)
@@ -158,7 +160,7 @@ def _batched(
     part = query_QL[first : first + size]
     query_BL[: len(part)] = part
     yield (
-      mesh_lib.put_batch({'query_BL': query_BL}, mesh)['query_BL'],
+      mesh_lib.put_whole({'query_BL': query_BL}, mesh)['query_BL'],
       len(part),
     )
 

@@ -1,6 +1,7 @@
 """The index of a training run: the first version, and the swaps."""
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -13,6 +14,8 @@ from realm_jax.index import build
 from realm_jax.index.follow import Follower
 from realm_jax.index.refresh import in_use
 from realm_jax.index.search import Index
+from realm_jax.parallel import mesh as mesh_lib
+from realm_jax.parallel import processes
 from realm_jax.workdir import checkpoints, versions
 from realm_jax.workdir import rows as rows_lib
 from realm_jax.workdir.digest import tree_digest
@@ -55,7 +58,9 @@ class IndexFeed:
     self._config = config
     self._corpus = corpus
     self._mesh = mesh
-    self._swaps = SwapLog(workdir.path, resumed_step)
+    self._swaps = None
+    if processes.is_first():
+      self._swaps = SwapLog(workdir.path, resumed_step)
     self._follower: Follower | None = None
     source, manifest = self._first(params, resumed_step)
     self._note(resumed_step or 0, manifest, source)
@@ -67,6 +72,7 @@ class IndexFeed:
         workdir.index,
         self.version or 0,
         self._check,
+        lambda rows: mesh_lib.local_rows(rows, mesh),
         config.refresh.poll_seconds,
       )
 
@@ -82,11 +88,16 @@ class IndexFeed:
       if not due:
         return False
       manifest = self._build(params, step)
-      self._put(step, manifest, self._read(manifest))
+      self._put(step, manifest, _reader(self._workdir.index, manifest))
       return True
-    ready = self._follower.take() if self._follower else None
+    ready = self._follower.take(step) if self._follower else None
     if ready is not None:
-      self._put(step, *ready)
+      rows_nE, first = ready.rows_nE, ready.start
+
+      def read(start: int, stop: int) -> np.ndarray:
+        return rows_nE[start - first : stop - first]
+
+      self._put(step, ready.manifest, read)
     return False
 
   def staleness(self, step: int) -> dict[str, int]:
@@ -117,6 +128,28 @@ class IndexFeed:
     params: dict[str, Any],
     resumed_step: int | None,
   ) -> tuple[epath.Path, versions.Manifest]:
+    """The version to start with: the first process finds one for all."""
+    digest = self.digest(params)
+    found = processes.from_first(
+      self._find(digest, resumed_step) if processes.is_first() else None
+    )
+    if found is not None:
+      index = epath.Path(found['index'])
+      return index, versions.read_manifest(index, found['version'])
+    if 'document_embedder' not in params:
+      raise ValueError(
+        f'init_from {self._config.init_from}: was imported without a document '
+        f'embedder: its own index is needed, over the corpus '
+        f'{self._corpus.path} and with rows_dtype '
+        f'{self._config.index.rows_dtype}'
+      )
+    manifest = self._build(params, resumed_step or 0)
+    return self._workdir.index, manifest
+
+  def _find(
+    self, digest: str, resumed_step: int | None
+  ) -> dict[str, Any] | None:
+    """Index and version that are there and fit, or None."""
     own, shared = self._workdir.index, self._workdir.shared_index
     swaps = [] if resumed_step is None else read_swaps(self._workdir.path)
     if resumed_step is not None and swaps:
@@ -127,23 +160,15 @@ class IndexFeed:
       if version in versions.list_versions(index):
         manifest = versions.read_manifest(index, version)
         self._check(manifest)
-        return index, manifest
+        return {'index': str(index), 'version': version}
     if resumed_step is None and self._config.index_from:
       self._check_shared()
-    digest = self.digest(params)
     for index in (own,) if shared is None else (own, shared):
       for version in reversed(versions.list_versions(index)):
         manifest = versions.read_manifest(index, version)
         if self._fits(manifest) and manifest.embedder_digest == digest:
-          return index, manifest
-    if 'document_embedder' not in params:
-      raise ValueError(
-        f'init_from {self._config.init_from}: was imported without a document '
-        f'embedder: its own index is needed, over the corpus '
-        f'{self._corpus.path} and with rows_dtype '
-        f'{self._config.index.rows_dtype}'
-      )
-    return own, self._build(params, resumed_step or 0)
+          return {'index': str(index), 'version': version}
+    return None
 
   def _check_shared(self) -> None:
     """Refuses an index that was named but can never be used here."""
@@ -156,34 +181,30 @@ class IndexFeed:
 
   def _build(self, params: dict[str, Any], step: int) -> versions.Manifest:
     document = params['document_embedder']
+    digest = tree_digest(document)
+    document, mesh = mesh_lib.to_local(document, self._mesh)
     with self._workdir.lock('refresher'):
       manifest = build.build_version(
         self._workdir.index,
         document,
         self._corpus,
         self._config,
-        self._mesh,
+        mesh,
         step,
-        tree_digest(document),
+        digest,
       )
-      used = in_use(self._workdir) | {manifest.version}
-      versions.prune(self._workdir.index, self._config.index.keep, used)
+      if processes.is_first():
+        used = in_use(self._workdir) | {manifest.version}
+        versions.prune(self._workdir.index, self._config.index.keep, used)
     return manifest
 
-  def _read(self, manifest: versions.Manifest) -> np.ndarray:
-    return rows_lib.read_rows(
-      self._workdir.index, manifest.version, 0, manifest.rows
-    )
-
   def _put(
-    self, step: int, manifest: versions.Manifest, rows_NE: np.ndarray
+    self,
+    step: int,
+    manifest: versions.Manifest,
+    read: Callable[[int, int], np.ndarray],
   ) -> None:
-    rows = build.put_version(
-      self._config,
-      manifest.rows,
-      self._mesh,
-      lambda start, stop: rows_NE[start:stop],
-    )
+    rows = build.put_version(self._config, manifest.rows, self._mesh, read)
     self.index = dataclasses.replace(self.index, rows_NE=rows)
     self._note(step, manifest, self._workdir.index)
 
@@ -194,9 +215,10 @@ class IndexFeed:
     self.version = manifest.version if own else None
     # A version of another workdir is of this run's parameters at step 0.
     self._since = manifest.checkpoint_step if own else 0
-    self._swaps.write(
-      step, manifest.version, manifest.checkpoint_step, index=str(source)
-    )
+    if self._swaps:
+      self._swaps.write(
+        step, manifest.version, manifest.checkpoint_step, index=str(source)
+      )
 
   def _fits(self, manifest: versions.Manifest) -> bool:
     try:

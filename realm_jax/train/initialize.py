@@ -1,6 +1,5 @@
 """Where a stage's parameters come from: an earlier stage, BERT, or nothing."""
 
-import sys
 from typing import Any
 
 import jax
@@ -10,6 +9,7 @@ from realm_jax.config import Config
 from realm_jax.index.refresh import restore_part
 from realm_jax.model import hf_files, huggingface, parts
 from realm_jax.parallel import mesh as mesh_lib
+from realm_jax.parallel import processes
 from realm_jax.train.optimizer import RETRIEVER
 from realm_jax.workdir import checkpoints
 from realm_jax.workdir.run import Workdir, split_init
@@ -108,9 +108,8 @@ def _read(
         'and start from that'
       )
     if loaded.fresh:
-      print(
-        f'init_from {path}: starts fresh: {", ".join(loaded.fresh)}',
-        file=sys.stderr,
+      processes.say(
+        f'init_from {path}: starts fresh: {", ".join(loaded.fresh)}'
       )
     return {
       part: jax.device_put(tree, mesh_lib.tree_shardings(tree, mesh))
@@ -160,7 +159,7 @@ def _fresh(
   shardings = mesh_lib.tree_shardings(jax.eval_shape(create), mesh)
   params = jax.jit(create, out_shardings=shardings)()
   if donor is None:
-    print(f'{part}: starts from random parameters', file=sys.stderr)
+    processes.say(f'{part}: starts from random parameters')
     return params
-  print(f'{part}: starts from an earlier BERT, its head fresh', file=sys.stderr)
+  processes.say(f'{part}: starts from an earlier BERT, its head fresh')
   return {**params, 'bert': jax.tree.map(lambda x: x.copy(), donor['bert'])}

@@ -1,9 +1,7 @@
 """What a stage reads: its corpora and its batches, checked before it starts."""
 
-import sys
 from typing import Any, NamedTuple
 
-import jax
 from etils import epath
 
 from realm_jax import config as config_lib
@@ -14,6 +12,7 @@ from realm_jax.data.ict import IctSource
 from realm_jax.data.labels import AnswerLabels
 from realm_jax.data.masked import MaskedSentenceSource
 from realm_jax.data.mlm import MlmSource
+from realm_jax.parallel import processes
 from realm_jax.workdir import files
 
 
@@ -26,13 +25,16 @@ class Inputs(NamedTuple):
   source: Any  # source[step] is a batch
 
 
-def open_inputs(stage: str, config: Config, path: str) -> Inputs:
+def open_inputs(
+  stage: str, config: Config, path: str, batch_slice: tuple[int, int]
+) -> Inputs:
   """Opens the corpora and the source of batches of a stage.
 
   Args:
     stage: mlm, ict, pretrain or finetune.
     config: of the stage.
     path: its workdir; one that is there is pinned to its generations.
+    batch_slice: the part of every batch that this process makes, mesh.py.
 
   Returns:
     Everything checked against the config.
@@ -43,7 +45,8 @@ def open_inputs(stage: str, config: Config, path: str) -> Inputs:
   corpus = _open_corpus('corpus', config.corpus, path)
   config = _fit_to_corpus(stage, config, corpus)
   text = _text_corpus(stage, config, corpus, path)
-  return Inputs(config, corpus, text, _source(stage, config, corpus, text))
+  source = _source(stage, config, corpus, text, batch_slice)
+  return Inputs(config, corpus, text, source)
 
 
 def has_index(stage: str, config: Config) -> bool:
@@ -122,8 +125,13 @@ def _text_corpus(
   return text
 
 
-def _source(stage: str, config: Config, corpus: Corpus, text: Corpus) -> Any:
-  process = (jax.process_index(), jax.process_count())
+def _source(
+  stage: str,
+  config: Config,
+  corpus: Corpus,
+  text: Corpus,
+  process: tuple[int, int],
+) -> Any:
   if stage == 'mlm':
     source: Any = MlmSource(text, config, *process)
   elif stage == 'ict':
@@ -139,7 +147,7 @@ def _source(stage: str, config: Config, corpus: Corpus, text: Corpus) -> Any:
     source = MaskedSentenceSource(text, corpus, config, *process)
   else:
     source = _question_source(config, corpus, process)
-  print(f'{stage}: {source.counts}', file=sys.stderr)
+  processes.say(f'{stage}: {source.counts}')
   return source
 
 
@@ -166,7 +174,7 @@ def _question_source(
     config.max_gold_spans,
     config.model.max_span_width,
   )
-  print(f'finetune: answers: {labels.counts}', file=sys.stderr)
+  processes.say(f'finetune: answers: {labels.counts}')
   return batches.QuestionSource(
     asked,
     labels,

@@ -11,20 +11,20 @@ The order of operations between two steps, and nothing outside it:
 import dataclasses
 import math
 import signal
-import sys
 import time
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from rich.console import Console
 from rich.progress import Progress, TextColumn
 
 from realm_jax.config import Config
-from realm_jax.index.refresh import SIGTERM_STATUS
 from realm_jax.index.search import Index
 from realm_jax.parallel import mesh as mesh_lib
+from realm_jax.parallel import processes
 from realm_jax.train.index_feed import IndexFeed
 from realm_jax.train.samples import SampleLog
 from realm_jax.train.state import TrainState
@@ -54,7 +54,7 @@ class Run:
   state: TrainState
   feed: IndexFeed | None  # None: the stage has no index
   checkpoints: Checkpoints
-  metrics: MetricsWriter
+  metrics: MetricsWriter | None  # None: another process writes
   samples: SampleLog | None
   # Scores on dev questions, and the one of them that picks the best
   # checkpoint; called every `eval_every` steps and at the end.
@@ -79,7 +79,7 @@ def train_loop(run: Run) -> int:
   config = run.config
   first = int(run.state.step)
   if first >= config.num_steps:
-    print(f'{run.workdir.stage}: is at its last step, {first}', file=sys.stderr)
+    processes.say(f'{run.workdir.stage}: is at its last step, {first}')
   state, feed = run.state, run.feed
   run.state = None  # type: ignore[assignment]  # donated to the first step
   key = jax.random.key(config.seed, impl='rbg')
@@ -89,6 +89,8 @@ def train_loop(run: Run) -> int:
   with terminated, progress, jax.set_mesh(run.mesh):
     for step in range(first, config.num_steps + 1):
       last = step == config.num_steps
+      processes.beat(f'step {step}')
+      stop = terminated.at(step)
       swapped = feed is not None and feed.swap(step, state.params, last)
       scores: dict[str, float] = {}  # of this very step
       due = run.evaluate and step > first and _due(step, run.eval_every, last)
@@ -98,14 +100,14 @@ def train_loop(run: Run) -> int:
         log.evaluated(step, scores)
       if step > first and (
         last
-        or terminated.yes
+        or stop
         or swapped
         or step % config.checkpoint_every == 0
         or (due and run.best)
       ):
         log.check()
         save(run, step, state, scores.get(run.best) if run.best else None)
-      if last or (terminated.yes and step > first):
+      if last or (stop and step > first):
         break
       batch = next(run.batches)
       index = feed.index if feed else None
@@ -121,10 +123,11 @@ def train_loop(run: Run) -> int:
       progress.advance()
     log.flush()
   run.checkpoints.close()
-  if terminated.yes and not last:
-    print(f'stopped by SIGTERM; saved step {step}', file=sys.stderr)
-    return SIGTERM_STATUS
-  files.write_json(run.workdir.path / 'finished.json', {'step': step})
+  if stop and not last:
+    processes.say(f'stopped by SIGTERM; saved step {step}')
+    return processes.SIGTERM_STATUS
+  if processes.is_first():
+    files.write_json(run.workdir.path / 'finished.json', {'step': step})
   return 0
 
 
@@ -245,7 +248,8 @@ class _Log:
     self._since = (step, time.monotonic())
 
   def _write(self, step: int, values: dict[str, Any]) -> None:
-    self._run.metrics.write(step, values)
+    if self._run.metrics:
+      self._run.metrics.write(step, values)
     self._progress.say(step, values)
 
   def _index(self, step: int) -> dict[str, Any]:
@@ -254,19 +258,33 @@ class _Log:
 
 
 class _Terminated:
-  """Whether SIGTERM came; the loop saves and ends at the next step."""
+  """Whether SIGTERM came; the loop saves and ends at the next step.
 
-  yes = False
+  Several processes have JAX's preemption service listen: it makes all of them
+  stop at one step, whichever got the signal.
+  """
+
+  def __init__(self) -> None:
+    self._came = False
 
   def __enter__(self) -> '_Terminated':
-    self._previous = signal.signal(signal.SIGTERM, self._set)
+    self._alone = jax.process_count() == 1
+    if self._alone:
+      self._previous = signal.signal(signal.SIGTERM, self._set)
     return self
 
   def __exit__(self, *_: object) -> None:
-    signal.signal(signal.SIGTERM, self._previous)
+    if self._alone:
+      signal.signal(signal.SIGTERM, self._previous)
+
+  def at(self, step: int) -> bool:
+    """Whether to stop at this step; asked at every step, by all processes."""
+    if not self._alone and not self._came:
+      self._came = multihost_utils.reached_preemption_sync_point(step)
+    return self._came
 
   def _set(self, *_: object) -> None:
-    self.yes = True
+    self._came = True
 
 
 class _Progress:
@@ -279,7 +297,7 @@ class _Progress:
   def __init__(self, run: Run, first: int):
     self._stage, self._num_steps = run.workdir.stage, run.config.num_steps
     console = Console(stderr=True)
-    self._terminal = console.is_terminal
+    self._terminal = console.is_terminal and processes.is_first()
     self._bar = Progress(
       *Progress.get_default_columns(),
       TextColumn('{task.fields[said]}'),
@@ -306,7 +324,6 @@ class _Progress:
     if self._terminal:
       said = f'loss {values["loss"]:.4g}' if 'loss' in values else ''
       self._bar.update(self._task, said=said)
-    elif jax.process_index() == 0:
+    else:
       said = ', '.join(f'{name} {value:.4g}' for name, value in values.items())
-      line = f'{self._stage} {step}/{self._num_steps}: {said}'
-      print(line, file=sys.stderr, flush=True)
+      processes.say(f'{self._stage} {step}/{self._num_steps}: {said}')

@@ -1,16 +1,19 @@
 """One training stage, from its config to its exit status."""
 
+import contextlib
 import functools
-import sys
+from collections.abc import Iterator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from etils import epath
 
 from realm_jax.config import Config
 from realm_jax.corpus.store import Corpus
 from realm_jax.data import prefetch, questions
 from realm_jax.parallel import mesh as mesh_lib
+from realm_jax.parallel import processes
 from realm_jax.train import dev, finetune, ict, mlm, pretrain
 from realm_jax.train.index_feed import IndexFeed
 from realm_jax.train.initialize import initial_params
@@ -53,15 +56,15 @@ def train(stage: str, config: Config, path: str) -> int:
     'batch_size', config.batch_size, mesh, config.micro_batches
   )
   config = absolute_paths(config)
-  config, corpus, text, source = open_inputs(stage, config, path)
+  config, corpus, text, source = open_inputs(
+    stage, config, path, mesh_lib.batch_slice(mesh)
+  )
   evaluate, best, every = _evaluation(stage, config, corpus, mesh, source)
+  _agree(stage, config, corpus, text)
   # Before the workdir is made: an init_from that is refused leaves none.
-  resumed = bool(checkpoints_lib.steps(path))
+  resumed: bool = processes.from_first(bool(checkpoints_lib.steps(path)))
   state = None if resumed else _initial_state(stage, config, mesh)
-  workdir = Workdir.create(path, stage, config)
-  with workdir.lock('trainer'):
-    (workdir.path / 'finished.json').unlink(missing_ok=True)
-    _pin(workdir, corpus, text)
+  with _workdir(path, stage, config, corpus, text) as workdir:
     saved = checkpoints_lib.Checkpoints(
       workdir.path, config.keep_checkpoints, keep_best=best is not None
     )
@@ -80,7 +83,11 @@ def train(stage: str, config: Config, path: str) -> int:
         went_on_from,
         frozen=stage == 'finetune',
       )
-    metrics = MetricsWriter(workdir.path, went_on_from)
+    metrics = samples = None
+    if processes.is_first():
+      metrics = MetricsWriter(workdir.path, went_on_from)
+      if stage == 'pretrain':
+        samples = SampleLog(workdir.path, corpus, went_on_from)
     run = Run(
       workdir=workdir,
       config=config,
@@ -94,9 +101,7 @@ def train(stage: str, config: Config, path: str) -> int:
       feed=feed,
       checkpoints=saved,
       metrics=metrics,
-      samples=SampleLog(workdir.path, corpus, went_on_from)
-      if stage == 'pretrain'
-      else None,
+      samples=samples,
       evaluate=evaluate,
       eval_every=every,
       best=best,
@@ -108,9 +113,40 @@ def train(stage: str, config: Config, path: str) -> int:
         save(run, 0, state)
       return train_loop(run)
     finally:
-      metrics.close()
+      if metrics:
+        metrics.close()
       if feed:
         feed.close()
+
+
+def _agree(stage: str, config: Config, corpus: Corpus, text: Corpus) -> None:
+  """Raises ValueError where processes were started with different inputs."""
+  values = {f'config.{name}': value for name, value in config.to_dict().items()}
+  processes.agree(
+    {
+      'verb': stage,
+      **values,
+      f'corpus {corpus.path}': corpus.fingerprint,
+      f'text_corpus {text.path}': text.fingerprint,
+    }
+  )
+
+
+@contextlib.contextmanager
+def _workdir(
+  path: str, stage: str, config: Config, corpus: Corpus, text: Corpus
+) -> Iterator[Workdir]:
+  """The stage's workdir, made and locked by the first process."""
+  if processes.is_first():
+    workdir = Workdir.create(path, stage, config)
+    with workdir.lock('trainer'):
+      (workdir.path / 'finished.json').unlink(missing_ok=True)
+      _pin(workdir, corpus, text)
+      processes.barrier()
+      yield workdir
+  else:
+    processes.barrier()
+    yield Workdir(epath.Path(path), stage, config)
 
 
 def _pin(workdir: Workdir, corpus: Corpus, text: Corpus) -> None:
@@ -183,7 +219,7 @@ def _resumed_state(
       'step': {'step': abstract.step},
     },
   )
-  print(f'{stage}: goes on from step {newest}', file=sys.stderr)
+  processes.say(f'{stage}: goes on from step {newest}')
   return TrainState(
     jnp.asarray(restored['step']['step']),
     restored['params'],

@@ -60,7 +60,7 @@ class VersionWriter:
     self._index = epath.Path(index)
     self._version = version
     self._rows, self._dim, self._dtype = rows, dim, dtype
-    self._chunk_rows = chunk_rows
+    self.chunk_rows = chunk_rows
     self._open: dict[int, tuple[np.ndarray, np.ndarray]] = {}
     self._checksums: dict[int, int] = {}
     self._futures: list[tuple[int, ts.Future]] = []
@@ -117,8 +117,8 @@ class VersionWriter:
         f'{self._path}: row {start + int(np.argmin(finite))} is not finite'
       )
     while start < stop:
-      chunk, offset = divmod(start, self._chunk_rows)
-      count = min(self._chunk_rows - offset, stop - start)
+      chunk, offset = divmod(start, self.chunk_rows)
+      count = min(self.chunk_rows - offset, stop - start)
       self._take(chunk, offset, rows_nE[:count])
       start, rows_nE = start + count, rows_nE[count:]
 
@@ -131,7 +131,7 @@ class VersionWriter:
     """
     if self._open:
       chunk, (_, seen) = next(iter(self._open.items()))
-      row = chunk * self._chunk_rows + int(np.argmin(seen))
+      row = chunk * self.chunk_rows + int(np.argmin(seen))
       raise ValueError(f'{self._path}: row {row} was not written')
     self._wait(0)
     if self._checksums:
@@ -161,7 +161,7 @@ class VersionWriter:
     found: dict[int, int] = {}
     for part in (self._path / _PARTS).iterdir():
       found.update({int(c): crc for c, crc in files.read_json(part).items()})
-    chunks = range(-(-self._rows // self._chunk_rows))
+    chunks = range(-(-self._rows // self.chunk_rows))
     if missing := sorted(set(chunks) - set(found)):
       raise ValueError(f'{self._path}: chunks {missing} were not written')
     manifest = versions.Manifest(
@@ -174,7 +174,7 @@ class VersionWriter:
       rows=self._rows,
       dim=self._dim,
       dtype=self._dtype,
-      chunk_rows=self._chunk_rows,
+      chunk_rows=self.chunk_rows,
       checksums={'rows': [found[chunk] for chunk in chunks]},
       recall=recall,
       build_seconds=build_seconds,
@@ -184,8 +184,8 @@ class VersionWriter:
     return manifest
 
   def _take(self, chunk: int, offset: int, rows: np.ndarray) -> None:
-    first = chunk * self._chunk_rows
-    size = min(self._chunk_rows, self._rows - first)
+    first = chunk * self.chunk_rows
+    size = min(self.chunk_rows, self._rows - first)
     if chunk not in self._open and chunk not in self._checksums:
       self._open[chunk] = (
         np.empty((size, self._dim), rows.dtype),

@@ -6,6 +6,7 @@ from typing import Any
 from etils import epath
 
 from realm_jax import config as config_lib
+from realm_jax.parallel import processes
 from realm_jax.workdir import files
 
 # What a checkpoint is made of or trained on: to change it is another run.
@@ -106,7 +107,12 @@ class Workdir:
     return cls(path, stage, config_lib.from_dict(values))
 
   def lock(self, role: str) -> contextlib.AbstractContextManager[None]:
-    """The lock of `role` ('trainer' or 'refresher'); see files.lock."""
+    """The lock of `role` ('trainer' or 'refresher'); see files.lock.
+
+    The first process of a run takes it for all.
+    """
+    if not processes.is_first():
+      return contextlib.nullcontext()
     return files.lock(self.path, role)
 
   @property

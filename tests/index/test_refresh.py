@@ -189,7 +189,7 @@ def test_follower_passes_over_what_is_damaged_or_foreign(tmp_path, capsys):
 
   def take():
     deadline = time.monotonic() + 10
-    while (ready := follower.take()) is None and time.monotonic() < deadline:
+    while (ready := follower.take(0)) is None and time.monotonic() < deadline:
       time.sleep(0.01)
     return ready
 
@@ -201,17 +201,17 @@ def test_follower_passes_over_what_is_damaged_or_foreign(tmp_path, capsys):
       said += capsys.readouterr().err
     assert said.startswith(f'index version {version} passed over: ')
     assert said.count('\n') == 1
-    assert follower.take() is None
+    assert follower.take(0) is None
     return said
 
   publish(index, 1)
-  follower = Follower(index, 1, suitable, 0.01)
+  follower = Follower(index, 1, suitable, lambda rows: (0, rows), 0.01)
   try:
     time.sleep(0.1)
-    assert follower.take() is None  # it is in use already
+    assert follower.take(0) is None  # it is in use already
     publish(index, 2)
-    manifest, rows_NE = take()
-    assert manifest.version == 2 and (rows_NE == 2).all()
+    ready = take()
+    assert ready.manifest.version == 2 and (ready.rows_nE == 2).all()
     publish(index, 3, fingerprint='other')
     assert 'other, expected c' in passed_over(3)
     directory = versions.directory(index, 4)
@@ -222,6 +222,6 @@ def test_follower_passes_over_what_is_damaged_or_foreign(tmp_path, capsys):
     os.rename(moved, directory)
     passed_over(4)
     publish(index, 5)
-    assert take()[0].version == 5
+    assert take().manifest.version == 5
   finally:
     follower.close()

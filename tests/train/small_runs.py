@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import socket
 import subprocess
 import sys
 
@@ -123,11 +124,48 @@ def environment(cache):
   }
 
 
-def start(arguments, cache, **options):
+def start(arguments, cache, devices=1, **options):
   """Starts `python -m realm_jax ...`."""
+  flags = f'--xla_force_host_platform_device_count={devices}'
   return subprocess.Popen(
     [sys.executable, '-m', 'realm_jax', *arguments],
-    env=environment(cache),
+    env=environment(cache) | {'XLA_FLAGS': flags},
     text=True,
     **options,
   )
+
+
+def start_cluster(arguments, cache, count, devices=1, last=()):
+  """Starts `count` processes of one run on loopback.
+
+  `last` are arguments of the last one alone.
+  """
+  with socket.socket() as free:
+    free.bind(('127.0.0.1', 0))
+    coordinator = f'127.0.0.1:{free.getsockname()[1]}'
+  return [
+    start(
+      [
+        *arguments,
+        f'--coordinator={coordinator}',
+        f'--num-processes={count}',
+        f'--process-id={place}',
+        *(last if place == count - 1 else ()),
+      ],
+      cache,
+      devices,
+      stdout=subprocess.PIPE,
+      stderr=subprocess.PIPE,
+    )
+    for place in range(count)
+  ]
+
+
+def finish(cluster, timeout=300):
+  """Waits for processes: their statuses and what they wrote on stderr."""
+  try:
+    said = [process.communicate(timeout=timeout)[1] for process in cluster]
+  finally:
+    for process in cluster:
+      process.kill()
+  return [process.returncode for process in cluster], said
