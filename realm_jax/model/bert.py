@@ -9,17 +9,10 @@ import jax.numpy as jnp
 from flax import nnx
 
 from realm_jax.config import ModelConfig
+from realm_jax.model.dropout import dropout
 from realm_jax.parallel.mesh import split_batch
 
 NUM_SEGMENTS = 2
-
-
-def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
-  """Drops elements with probability `rate`; none when `key` is None."""
-  if key is None or rate == 0:
-    return x
-  keep = jax.random.bernoulli(key, 1 - rate, x.shape)
-  return jnp.where(keep, x / (1 - rate), 0)
 
 
 def linear(

@@ -51,7 +51,7 @@ def compile_pretrain(
   index = _index(config, num_rows, block_length, mesh)
   with jax.set_mesh(mesh):
     jitted = jit_step(step, mesh, state, index)
-    key = jax.eval_shape(lambda: jax.random.key(0, impl='rbg'))
+    key = jax.eval_shape(lambda: jax.random.key(0))
     return jitted.lower(state, _batch(config, mesh), index, key).compile()
 
 

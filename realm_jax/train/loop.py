@@ -82,7 +82,7 @@ def train_loop(run: Run) -> int:
     processes.say(f'{run.workdir.stage}: is at its last step, {first}')
   state, feed = run.state, run.feed
   run.state = None  # type: ignore[assignment]  # donated to the first step
-  key = jax.random.key(config.seed, impl='rbg')
+  key = jax.random.key(config.seed)
   terminated = _Terminated()
   progress = _Progress(run, first)
   log = _Log(run, first, progress)
