@@ -313,6 +313,29 @@ def _ask(verb: Parser) -> _Run:
   return run
 
 
+def _plan(verb: Parser) -> _Run:
+  need_config(verb)
+  need(verb, '--topology T', 'v4:4x4x4, v5e:16x16:2 (two slices), gpu:h100:8')
+  help = 'of the refresh job (default: a quarter of the chips)'
+  flag(verb, '--refresh-topology T', help)
+  help = 'of Z (default: what the store has, or the 13,353,718 of the paper)'
+  flag(verb, '--blocks N', help, type=int)
+  help = 'wordpieces (default: what the store has, or 288)'
+  flag(verb, '--block-length N', help, type=int)
+  help = 'share of the peak FLOP/s that is taken to be reached'
+  flag(verb, '--efficiency X', help, type=float, default=0.4)
+  help = 'compile the step for the TPUs, for the figures of the compiler'
+  flag(verb, '--compile', help, action='store_true')
+
+  def run(config: str, overrides: dict[str, str], **flags: Any) -> int:
+    loaded = experiment.load(config, overrides)
+    from realm_jax.jobs import plan
+
+    return _print_json(plan.plan(loaded, **flags))
+
+  return run
+
+
 def _embed(verb: Parser) -> _Run:
   need_workdir(verb)
   need(verb, '--input FILE', 'JSON lines {"title"?, "text"}')
@@ -386,6 +409,7 @@ _VERBS = {
   'evaluate': ('scores a checkpoint on questions', _evaluate),
   'search': ('passages for a query', _search),
   'ask': ('an answer with its evidence', _ask),
+  'plan': ('will it fit, how stale will the index be', _plan),
   'embed': ('JSON lines to vectors', _embed),
   'import': ('weights of Hugging Face to a workdir', _import),
   'export': ('a checkpoint to the layout of Hugging Face', _export),

@@ -40,18 +40,22 @@ def make_mesh(
     ValueError: the sizes do not multiply to the number of devices.
   """
   devices = sorted(jax.devices() if devices is None else devices, key=_place_of)
-  count = len(devices)
+  return jax.sharding.Mesh(
+    np.array(devices).reshape(mesh_shape(config, len(devices))),
+    ('data', 'model'),
+    axis_types=(AxisType.Auto,) * 2,
+  )
+
+
+def mesh_shape(config: MeshConfig, count: int) -> tuple[int, int]:
+  """Sizes of `data` and `model` on `count` devices; see make_mesh."""
   data = count // config.model if config.data == -1 else config.data
   if data * config.model != count:
     raise ValueError(
       f'mesh.data {config.data} x mesh.model {config.model} does not match '
       f'the {count} devices'
     )
-  return jax.sharding.Mesh(
-    np.array(devices).reshape(data, config.model),
-    ('data', 'model'),
-    axis_types=(AxisType.Auto,) * 2,
-  )
+  return data, config.model
 
 
 def local_mesh() -> jax.sharding.Mesh:
@@ -98,7 +102,10 @@ def batch_slice(mesh: jax.sharding.Mesh) -> tuple[int, int]:
 
 
 def check_batch(
-  name: str, batch_size: int, mesh: jax.sharding.Mesh, parts: int = 1
+  name: str,
+  batch_size: int,
+  mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh,
+  parts: int = 1,
 ) -> None:
   """Raises ValueError when a part cannot be split over the `data` axis."""
   data = mesh.shape['data']
@@ -236,7 +243,10 @@ def put_rows(
   )
 
 
-def parameter_spec(shape: tuple[int, ...], mesh: jax.sharding.Mesh) -> P:
+def parameter_spec(
+  shape: tuple[int, ...],
+  mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh,
+) -> P:
   """How a parameter (or its optimizer moment) is split.
 
   The last axes of a kernel are its matrix; stacked layers have one more in

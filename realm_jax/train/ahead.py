@@ -1,6 +1,8 @@
 """Compiles a step ahead of time for a TPU topology that is not here."""
 
 import functools
+import importlib.util
+import os
 from typing import Any
 
 import jax
@@ -12,6 +14,7 @@ from realm_jax.config import Config
 from realm_jax.index.search import Index
 from realm_jax.model import parts
 from realm_jax.parallel import mesh as mesh_lib
+from realm_jax.train.hardware import Topology
 from realm_jax.train.optimizer import make_optimizer
 from realm_jax.train.pretrain import TRAINED, pretrain_step
 from realm_jax.train.program import jit_step
@@ -19,23 +22,23 @@ from realm_jax.train.state import TrainState
 
 
 def compile_pretrain(
-  config: Config, topology: str, num_rows: int, block_length: int
+  config: Config, topology: Topology, num_rows: int, block_length: int
 ) -> Any:
-  """Lowers and compiles the pre-training step for a slice of TPUs.
+  """Lowers and compiles the pre-training step for slices of TPUs.
 
   Args:
     config: of the run.
-    topology: a TPU slice, `v4:4x4x4` for example.
+    topology: of TPUs.
     num_rows: N, blocks in the index.
     block_length: wordpieces of a block.
 
   Returns:
     The compiled step; `memory_analysis()` gives bytes a device.
+
+  Raises:
+    ValueError: a GPU, a slice that does not exist, or no TPU compiler here.
   """
-  devices = topologies.get_topology_desc(
-    platform='tpu', topology_name=topology
-  ).devices
-  mesh = mesh_lib.make_mesh(config.mesh, list(devices))
+  mesh = mesh_lib.make_mesh(config.mesh, tpu_devices(topology))
   mesh_lib.check_batch(
     'batch_size', config.batch_size, mesh, config.micro_batches
   )
@@ -53,6 +56,28 @@ def compile_pretrain(
     jitted = jit_step(step, mesh, state, index)
     key = jax.eval_shape(lambda: jax.random.key(0))
     return jitted.lower(state, _batch(config, mesh), index, key).compile()
+
+
+def tpu_devices(topology: Topology) -> list[jax.Device]:
+  """Descriptions of the devices of a slice, which need not be here."""
+  if not topology.is_tpu:
+    raise ValueError(
+      f'--topology {topology.text}: only TPUs can be compiled for without one'
+    )
+  if importlib.util.find_spec('libtpu') is None:
+    raise ValueError('--compile: needs the TPU compiler, pip install libtpu')
+  # Without a TPU: ask no metadata server, let two compilers run side by side.
+  os.environ.setdefault('TPU_SKIP_MDS_QUERY', '1')
+  os.environ.setdefault('ALLOW_MULTIPLE_LIBTPU_LOAD', '1')
+  try:
+    found = topologies.get_topology_desc(
+      platform='tpu',
+      topology_name=f'{topology.name}:{topology.layout}',
+      num_slices=topology.slices,
+    )
+  except jax.errors.JaxRuntimeError as error:
+    raise ValueError(f'--topology {topology.text}: {error}') from error
+  return list(found.devices)
 
 
 def random_state(config: Config) -> TrainState:

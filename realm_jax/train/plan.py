@@ -1,0 +1,253 @@
+"""What pre-training needs of a machine, before it is paid for.
+
+Estimates count what must be there: shapes, and how `parallel/mesh.py` splits
+them. With a TPU compiler the real step is compiled ahead of time instead, and
+the compiler's figures take the place of the estimates.
+"""
+
+import dataclasses
+import functools
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from realm_jax.config import Config
+from realm_jax.parallel import mesh as mesh_lib
+from realm_jax.train import ahead
+from realm_jax.train.collectives import bytes_sent
+from realm_jax.train.flops import bert_flops, pretrain_flops
+from realm_jax.train.hardware import Topology
+
+# Blocks embedded in a second beside the refresher's own search and writing:
+# measured 0.9 of the bare embedder (experiments/benchmarks/refresh.py).
+_REFRESH_SHARE = 0.9
+
+
+@dataclasses.dataclass(frozen=True)
+class Corpus:
+  """The size of Z.
+
+  Attributes:
+    blocks: N.
+    block_length: wordpieces of a block.
+  """
+
+  blocks: int
+  block_length: int
+
+
+def plan(
+  config: Config,
+  corpus: Corpus,
+  topology: Topology,
+  refresher: Topology | None,
+  efficiency: float,
+  compile: bool,
+) -> dict[str, Any]:
+  """Sizes and times of a pre-training run.
+
+  Args:
+    config: of the run.
+    corpus: size of Z.
+    topology: of the trainer.
+    refresher: of the refresh job; None: a quarter of the trainer's chips.
+    efficiency: share of the peak that is taken to be reached.
+    compile: compile the step for the topology, a TPU's.
+
+  Returns:
+    Bytes are of one device, but for `index_version_bytes` (on disk);
+    `flops_per_step` and chips of all; collective bytes what a device sends.
+    A version is `staleness_steps_estimate` steps old when it comes in, and
+    twice that when the next one does.
+
+  Raises:
+    ValueError: the mesh or the batch does not fit the topology; `compile`
+      without a TPU compiler or for a GPU.
+  """
+  mesh = _abstract_mesh(config, topology)
+  state = jax.eval_shape(functools.partial(ahead.random_state, config))
+  parts = {
+    'parameters': _tree_bytes(state.params, mesh),
+    'optimizer': _tree_bytes(state.opt_state, mesh),
+    **_index_bytes(config, corpus, topology.devices),
+    'activations': _activation_bytes(config, corpus, state.params, mesh),
+  }
+  collectives = _collective_bytes(config, corpus, state.params, mesh)
+  if compile:
+    compiled = ahead.compile_pretrain(
+      config, topology, corpus.blocks, corpus.block_length
+    )
+    memory = compiled.memory_analysis()
+    arguments = sum(parts.values()) - parts['activations']
+    arguments -= parts['second_index_buffer']
+    # What the compiler pads the arguments by is its business too.
+    parts['activations'] = (
+      memory.argument_size_in_bytes
+      - arguments
+      + memory.output_size_in_bytes
+      - memory.alias_size_in_bytes
+      + memory.temp_size_in_bytes
+    )
+    collectives = bytes_sent(compiled.as_text())
+  total = sum(parts.values())
+  flops = pretrain_flops(config, corpus.block_length, corpus.blocks)
+  step_seconds = flops / (topology.flops * efficiency)
+  embed = bert_flops(config.model, corpus.blocks, corpus.block_length)
+  if refresher is None:
+    refresh_flops, refresh_chips = topology.flops / 4, topology.chips / 4
+  else:
+    refresh_flops, refresh_chips = refresher.flops, refresher.chips
+  refresh_seconds = embed / (refresh_flops * efficiency * _REFRESH_SHARE)
+  return {
+    'topology': topology.text,
+    'chips': topology.chips,
+    'devices': topology.devices,
+    'mesh': dict(mesh.shape),
+    'blocks': corpus.blocks,
+    'block_length': corpus.block_length,
+    'compiled': compile,
+    'hbm_bytes_per_device': total,
+    **{f'{name}_bytes_per_device': size for name, size in parts.items()},
+    'hbm_limit_bytes_per_device': topology.device_memory,
+    'fits': total <= topology.device_memory,
+    'flops_per_step': flops,
+    'collective_bytes_per_step': sum(collectives.values()),
+    'collective_bytes_per_step_by_kind': collectives,
+    'assumed_efficiency': efficiency,
+    'step_seconds_estimate': step_seconds,
+    'refresh_chips': refresh_chips,
+    'refresh_seconds_estimate': refresh_seconds,
+    'staleness_steps_estimate': refresh_seconds / step_seconds,
+    'index_version_bytes': _version_bytes(config, corpus),
+  }
+
+
+def _abstract_mesh(
+  config: Config, topology: Topology
+) -> jax.sharding.AbstractMesh:
+  data, model = mesh_lib.mesh_shape(config.mesh, topology.devices)
+  mesh = jax.sharding.AbstractMesh((data, model), ('data', 'model'))
+  mesh_lib.check_batch(
+    'batch_size', config.batch_size, mesh, config.micro_batches
+  )
+  return mesh
+
+
+def _tree_bytes(tree: Any, mesh: jax.sharding.AbstractMesh) -> int:
+  """Of a device's part of parameters or moments."""
+
+  def share(leaf: jax.ShapeDtypeStruct) -> int:
+    axes = mesh_lib.parameter_spec(leaf.shape, mesh)
+    split = math.prod(mesh.shape[axis] for axis in axes if axis is not None)
+    return leaf.size * leaf.dtype.itemsize // split
+
+  return sum(map(share, jax.tree.leaves(tree)))
+
+
+def _version_bytes(config: Config, corpus: Corpus) -> int:
+  width = jnp.dtype(config.index.rows_dtype).itemsize
+  return corpus.blocks * config.model.retrieval_size * width
+
+
+def _index_bytes(
+  config: Config, corpus: Corpus, devices: int
+) -> dict[str, int]:
+  rows = -(-corpus.blocks // devices)
+  version = _version_bytes(config, Corpus(rows, corpus.block_length))
+  table = (
+    rows * corpus.block_length * (2 if config.model.vocab_size <= 2**16 else 4)
+  )
+  return {
+    'index': version + rows,  # and which rows are valid
+    'second_index_buffer': version if config.num_candidates > 1 else 0,
+    'token_table': table,
+  }
+
+
+def _towers(config: Config, corpus: Corpus) -> list[tuple[int, int]]:
+  """(texts, length) of each pass of a BERT over the global micro-batch."""
+  batch = config.batch_size // config.micro_batches
+  return [
+    (batch, config.query_length),
+    (batch * (config.num_candidates - 1), corpus.block_length),
+    (
+      batch * config.num_candidates,
+      config.query_length + corpus.block_length - 2,
+    ),
+  ]
+
+
+def _activation_bytes(
+  config: Config,
+  corpus: Corpus,
+  params: Any,
+  mesh: jax.sharding.AbstractMesh,
+) -> int:
+  """What a step holds beside its arguments, at its fullest moment.
+
+  That is in the backward pass of the joint encoder: inputs saved for every
+  layer of every tower; the layer that is being differentiated; the word
+  embeddings and their gradient whole, as the softmax over the vocabulary needs
+  them; logits and their gradient.
+  """
+  model = config.model
+  wide = jnp.dtype(model.compute_dtype).itemsize
+  data = mesh.shape['data']
+  saved = working = 0
+  for texts, length in _towers(config, corpus):
+    texts = -(-texts // data)
+    tokens = texts * length
+    scores = texts * model.num_heads * length * length
+    hidden, mlp = tokens * model.hidden_size, tokens * model.mlp_size
+    # Of a layer, as autodiff keeps it: the scores' softmax (float32 and in the
+    # compute dtype), eight arrays of hidden states, the MLP's two of its width.
+    layer = scores * (4 + wide) + 8 * hidden * wide + 2 * mlp * wide
+    if model.remat:
+      saved += model.num_layers * hidden * wide
+      working = max(working, layer)
+    else:
+      saved += model.num_layers * layer
+    # Cotangents of the same, in float32 where the sum is.
+    working = max(working, layer + scores * 8 + mlp * 8)
+  masked = -(-_towers(config, corpus)[2][0] // data) * config.max_masks
+  logits = masked * model.vocab_size * 4 * 3
+  words = model.vocab_size * model.hidden_size * (4 + 4 + wide)
+  gradients = _tree_bytes(params, mesh)
+  return saved + working + logits + words + gradients
+
+
+def _collective_bytes(
+  config: Config,
+  corpus: Corpus,
+  params: Any,
+  mesh: jax.sharding.AbstractMesh,
+) -> dict[str, int]:
+  """What a device sends in a step, by kind; see collectives.bytes_sent.
+
+  Parameters that are split over `data` are gathered for the forward and again
+  for the backward pass of each tower, and their gradients summed; queries go to
+  all devices, k candidates each come back, and their rows are gathered.
+  """
+  data = mesh.shape['data']
+  wide = jnp.dtype(config.model.compute_dtype).itemsize
+  share = (data - 1) / data
+  elements = {
+    part: sum(leaf.size for leaf in jax.tree.leaves(tree))
+    for part, tree in params.items()
+  }
+  embedder = elements['document_embedder']
+  passes = 2 * embedder + elements['encoder']  # queries and documents; joint
+  parts = config.micro_batches
+  batch, k = config.batch_size, config.num_candidates - 1
+  k_all = k + 2 * config.index.max_excluded
+  rows = batch * k * corpus.block_length * 4
+  return {
+    'all-gather': round(
+      share
+      * (2 * passes * wide * parts + batch * config.model.retrieval_size * 4)
+    ),
+    'reduce-scatter': round(share * (passes * 4 * parts + rows)),
+    'all-to-all': round(share * batch * k_all * 8),
+  }
