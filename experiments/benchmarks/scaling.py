@@ -1,7 +1,8 @@
 r"""Does a larger slice cost a device more? By compiling, without any TPU.
 
   pip install libtpu matplotlib
-  JAX_PLATFORMS=cpu python experiments/benchmarks/scaling.py --output runs/scaling
+  JAX_PLATFORMS=cpu python experiments/benchmarks/scaling.py \
+    --output runs/scaling
 
 Compiles the paper's pre-training step (BERT-base, bfloat16, remat) ahead of
 time for slices of TPU v4 and v5e at constant work a device: 4 examples, 104,326
