@@ -8,14 +8,16 @@ the compiler's figures take the place of the estimates.
 import dataclasses
 import functools
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from realm_jax.config import Config
+from realm_jax.model import parts as parts_lib
 from realm_jax.parallel import mesh as mesh_lib
-from realm_jax.train import ahead
+from realm_jax.train import ahead, losses, pretrain
 from realm_jax.train.collectives import bytes_sent
 from realm_jax.train.flops import bert_flops, pretrain_flops
 from realm_jax.train.hardware import Topology
@@ -23,6 +25,9 @@ from realm_jax.train.hardware import Topology
 # Blocks embedded in a second beside the refresher's own search and writing:
 # measured 0.9 of the bare embedder (experiments/benchmarks/refresh.py).
 _REFRESH_SHARE = 0.9
+# XLA holds what is kept of many layers in part twice, in another order of axes:
+# found by compiling for v4:2x2x2 without remat (8.8 GB for 6.3).
+_COPIES = 1.35
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,7 +77,7 @@ def plan(
     'parameters': _tree_bytes(state.params, mesh),
     'optimizer': _tree_bytes(state.opt_state, mesh),
     **_index_bytes(config, corpus, topology.devices),
-    'activations': _activation_bytes(config, corpus, state.params, mesh),
+    'activations': _activation_bytes(config, corpus, mesh),
   }
   collectives = _collective_bytes(config, corpus, state.params, mesh)
   if compile:
@@ -166,56 +171,92 @@ def _index_bytes(
   }
 
 
-def _towers(config: Config, corpus: Corpus) -> list[tuple[int, int]]:
-  """(texts, length) of each pass of a BERT over the global micro-batch."""
-  batch = config.batch_size // config.micro_batches
-  return [
-    (batch, config.query_length),
-    (batch * (config.num_candidates - 1), corpus.block_length),
-    (
-      batch * config.num_candidates,
-      config.query_length + corpus.block_length - 2,
-    ),
-  ]
-
-
 def _activation_bytes(
-  config: Config,
-  corpus: Corpus,
-  params: Any,
-  mesh: jax.sharding.AbstractMesh,
+  config: Config, corpus: Corpus, mesh: jax.sharding.AbstractMesh
 ) -> int:
   """What a step holds beside its arguments, at its fullest moment.
 
-  That is in the backward pass of the joint encoder: inputs saved for every
-  layer of every tower; the layer that is being differentiated; the word
-  embeddings and their gradient whole, as the softmax over the vocabulary needs
-  them; logits and their gradient.
+  That is when the backward pass of a tower begins: what autodiff keeps of all
+  towers (JAX says what, from the code that runs), the layer that is recomputed,
+  and the word embeddings whole.
   """
-  model = config.model
-  wide = jnp.dtype(model.compute_dtype).itemsize
-  data = mesh.shape['data']
-  saved = working = 0
-  for texts, length in _towers(config, corpus):
-    texts = -(-texts // data)
-    tokens = texts * length
-    scores = texts * model.num_heads * length * length
-    hidden, mlp = tokens * model.hidden_size, tokens * model.mlp_size
-    # Of a layer, as autodiff keeps it: the scores' softmax (float32 and in the
-    # compute dtype), eight arrays of hidden states, the MLP's two of its width.
-    layer = scores * (4 + wide) + 8 * hidden * wide + 2 * mlp * wide
-    if model.remat:
-      saved += model.num_layers * hidden * wide
-      working = max(working, layer)
-    else:
-      saved += model.num_layers * layer
-    # Cotangents of the same, in float32 where the sum is.
-    working = max(working, layer + scores * 8 + mlp * 8)
-  masked = -(-_towers(config, corpus)[2][0] // data) * config.max_masks
-  logits = masked * model.vocab_size * 4 * 3
-  words = model.vocab_size * model.hidden_size * (4 + 4 + wide)
-  gradients = _tree_bytes(params, mesh)
-  return saved + working + logits + words + gradients
+  batch = config.batch_size // config.micro_batches // mesh.shape['data']
+
+  def kept(**changes: Any) -> list[int]:
+    model = dataclasses.replace(config.model, **changes)
+    cut = dataclasses.replace(config, model=model)
+    return [
+      _kept_bytes(run, params)
+      for run, params in _towers(cut, batch, corpus.block_length)
+    ]
+
+  recomputed = sum(kept(remat=True))
+  layer = [
+    two - one
+    for one, two in zip(
+      kept(remat=False, num_layers=1),
+      kept(remat=False, num_layers=2),
+      strict=True,
+    )
+  ]
+  more = sum(kept()) - recomputed
+  words = config.model.vocab_size * config.model.hidden_size * 4
+  return round(recomputed + _COPIES * more + max(layer) + words)
+
+
+def _towers(
+  config: Config, batch: int, block_length: int
+) -> list[tuple[Callable[[Any], jax.Array], Any]]:
+  """Each pass of a BERT over a device's examples, and its parameters."""
+  embedder, encoder = (
+    jax.eval_shape(
+      lambda part=part: parts_lib.init_part(part, config, jax.random.key(0))
+    )
+    for part in ('embedder', 'encoder')
+  )
+  key = jax.random.key(0)
+  candidates = config.num_candidates
+
+  def embed(shape: tuple[int, int]) -> Callable[[Any], jax.Array]:
+    token_BL = jnp.ones(shape, jnp.int32)
+    return lambda params: parts_lib.bind('embedder', config, params)(
+      token_BL, sep_id=1, key=key
+    )
+
+  def read(params: Any) -> jax.Array:
+    target_BM = jnp.ones((batch, config.max_masks), jnp.int32)
+    logits_BKMV = pretrain.read_masked(
+      {'encoder': params},
+      {
+        'query_BL': jnp.ones((batch, config.query_length), jnp.int32),
+        'position_BM': target_BM,
+      },
+      jnp.ones((batch, candidates, block_length), jnp.int32),
+      key,
+      config,
+      sep_id=1,
+    )
+    target_BKM = jnp.broadcast_to(target_BM[:, None], logits_BKMV.shape[:3])
+    return losses.token_log_probs(logits_BKMV, target_BKM)
+
+  documents = (batch * max(candidates - 1, 1), block_length)
+  return [
+    (embed((batch, config.query_length)), embedder),
+    (embed(documents), embedder),
+    (read, encoder),
+  ]
+
+
+def _kept_bytes(run: Callable[[Any], jax.Array], params: Any) -> int:
+  """What autodiff keeps between the passes, without the parameters."""
+  kept = jax.eval_shape(lambda params: jax.vjp(run, params)[1], params)
+  own = {leaf.shape for leaf in jax.tree.leaves(params)}
+  return sum(
+    leaf.size * leaf.dtype.itemsize
+    for leaf in jax.tree.leaves(kept)
+    if leaf.shape not in own
+    and not jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+  )
 
 
 def _collective_bytes(
