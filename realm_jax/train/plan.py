@@ -28,6 +28,7 @@ _REFRESH_SHARE = 0.9
 # XLA holds what is kept of many layers in part twice, in another order of axes:
 # found by compiling for v4:2x2x2 without remat (8.8 GB for 6.3).
 _COPIES = 1.35
+_TILE_ROWS = 8  # of an array on a TPU
 
 
 @dataclasses.dataclass(frozen=True)
@@ -260,35 +261,42 @@ def _kept_bytes(run: Callable[[Any], jax.Array], params: Any) -> int:
 
 
 def _collective_bytes(
-  config: Config,
-  corpus: Corpus,
-  params: Any,
-  mesh: jax.sharding.AbstractMesh,
+  config: Config, corpus: Corpus, params: Any, mesh: jax.sharding.AbstractMesh
 ) -> dict[str, int]:
   """What a device sends in a step, by kind; see collectives.bytes_sent.
 
-  Parameters that are split over `data` are gathered for the forward and again
-  for the backward pass of each tower, and their gradients summed; queries go to
-  all devices, k candidates each come back, and their rows are gathered.
+  Parameters, split over `data`, are gathered for the forward and again for the
+  backward pass of each tower, and their gradients summed, all in the compute
+  dtype. Wordpieces look their embeddings up where the columns of the table are.
+  Queries go to all devices, their results come back, and then token ids do.
   """
-  data = mesh.shape['data']
-  wide = jnp.dtype(config.model.compute_dtype).itemsize
+  model, data = config.model, mesh.shape['data']
+  wide = jnp.dtype(model.compute_dtype).itemsize
   share = (data - 1) / data
-  elements = {
-    part: sum(leaf.size for leaf in jax.tree.leaves(tree))
-    for part, tree in params.items()
-  }
-  embedder = elements['document_embedder']
-  passes = 2 * embedder + elements['encoder']  # queries and documents; joint
-  parts = config.micro_batches
-  batch, k = config.batch_size, config.num_candidates - 1
-  k_all = k + 2 * config.index.max_excluded
-  rows = batch * k * corpus.block_length * 4
+  embedder, encoder = (
+    sum(leaf.size for leaf in jax.tree.leaves(params[part]))
+    for part in ('document_embedder', 'encoder')
+  )
+  # Queries and documents; the joint texts.
+  passes = (2 * embedder + encoder) * wide * config.micro_batches * share
+  batch, retrieved = config.batch_size, config.num_candidates - 1
+  wordpieces = (
+    batch * config.query_length
+    + batch * retrieved * corpus.block_length
+    + batch
+    * config.num_candidates
+    * (config.query_length + corpus.block_length - 2)
+  )
+  found = retrieved + config.index.max_excluded
+  tokens = batch * retrieved * corpus.block_length * 4
+  queries = batch * model.retrieval_size * 4
+  gathered, summed = 2 * passes + queries * share, 2 * passes + tokens * share
+  if model.hidden_size // data < _TILE_ROWS:
+    # XLA gathers shards of less than a tile by summing them with zeros.
+    gathered, summed = queries * share, summed + 4 * passes
+  looked_up = 2 * wordpieces // data * model.hidden_size * 4
   return {
-    'all-gather': round(
-      share
-      * (2 * passes * wide * parts + batch * config.model.retrieval_size * 4)
-    ),
-    'reduce-scatter': round(share * (passes * 4 * parts + rows)),
-    'all-to-all': round(share * batch * k_all * 8),
+    'all-gather': round(gathered),
+    'all-reduce': round(summed),
+    'all-to-all': round((looked_up + batch * found * 8) * share),
   }
