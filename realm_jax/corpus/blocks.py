@@ -124,14 +124,13 @@ def split_documents(
   counts['num_cut_sentences'] += len(long)
   if long:
     parts = cut_parts(text, parts, long, room_D, tokenizer)
+  part_X, span = _spans(text, parts, tokenizer, tagger)
+  counts['num_sentences_without_span'] += len(parts.start) - len(
+    np.unique(part_X)
+  )
   blocks: list[list[Block]] = [[] for _ in documents]
-  for document, block in _blocks(
-    text, titles, room_D, parts, tokenizer, tagger
-  ):
-    blocks[document].append(block)
-    counts['num_sentences_without_span'] += int(
-      (np.diff(block.sentence[:, 2], prepend=0) == 0).sum()
-    )
+  for number, block in _blocks(text, titles, room_D, parts, part_X, span):
+    blocks[number].append(block)
   counts['num_empty_documents'] += sum(not own for own in blocks)
   return blocks
 
@@ -141,14 +140,12 @@ def _blocks(
   titles: Sequence[np.ndarray],
   room_D: Sequence[int],
   parts: Parts,
-  tokenizer: WordPiece,
-  tagger: Tagger,
+  part_X: np.ndarray,
+  span: np.ndarray,
 ) -> Iterator[tuple[int, Block]]:
   """The blocks, each with the number of its document."""
-  part_X, start_X, end_X = _spans(text, parts, tokenizer, tagger)
   # The spans of part k are those from span_bounds[k] to span_bounds[k + 1].
   span_bounds = part_X.searchsorted(np.arange(len(parts.start) + 1))
-  span = np.stack([start_X, end_X], axis=1)
   sentence = np.stack(
     [parts.bounds[:-1], parts.bounds[1:], span_bounds[1:]], axis=1
   )
@@ -198,8 +195,9 @@ def _hashes(parts: Parts) -> np.ndarray:
 
 def _spans(
   text: str, parts: Parts, tokenizer: WordPiece, tagger: Tagger
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-  """Part, start and end of the salient spans, as whole words in wordpieces."""
+) -> tuple[np.ndarray, np.ndarray]:
+  """The salient spans: the part of each, and [X, 2] start and end as whole
+  words in wordpieces."""
   part_X, start_X, end_X = tag_all(
     tagger,
     [
@@ -228,4 +226,4 @@ def _spans(
   taken_X = np.maximum.accumulate(last_X)
   first_X[1:] = np.maximum(first_X[1:], taken_X[:-1])
   keep_X = first_X < last_X
-  return part_X[keep_X], first_X[keep_X], last_X[keep_X]
+  return part_X[keep_X], np.stack([first_X, last_X], axis=1)[keep_X]

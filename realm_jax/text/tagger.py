@@ -6,7 +6,6 @@ regular expression finds. `Tagger` is what the corpus asks of a tagger;
 """
 
 import functools
-import itertools
 import re
 import unicodedata
 from collections.abc import Sequence
@@ -126,6 +125,8 @@ _TITLE = re.compile(
   r'Sergeant|Brigadier|Chancellor|Secretary|Mayor|Ambassador)|'
   rf'(?:Mr|Mrs|Ms|Dr|Prof|Gov|Sen)\.?) (?=[{_CAPITAL}])'
 )
+# First words of a _TITLE that are no TITLE_WORDS.
+_TITLE_FRONTS = ('Vice', 'Prime', 'Deputy')
 
 
 class RuleTagger:
@@ -135,33 +136,33 @@ class RuleTagger:
 
   def __call__(self, sentence: str) -> list[tuple[int, int]]:
     """See `Tagger`."""
-    return [(start, end) for _, start, end in self.tag_all([sentence])]
+    _, starts, ends = self.tag_all([sentence]).tolist()
+    return list(zip(starts, ends, strict=True))
 
-  def tag_all(self, sentences: Sequence[str]) -> list[tuple[int, int, int]]:
-    """Number of the sentence, start and end of each span, as by `__call__`."""
+  def tag_all(self, sentences: Sequence[str]) -> np.ndarray:
+    """See `tag_all`."""
     # No span holds a line break, so that all sentences are searched in one go.
     # One in front too, since a span begins after a character of no word.
     text = '\n' + '\n'.join(sentences)
-    spans = []
-    number, begin, stop = -1, 0, 1  # of the sentence
-    ends = itertools.accumulate(len(sentence) + 1 for sentence in sentences)
+    size_S = np.fromiter(map(len, sentences), np.int64, len(sentences)) + 1
+    begin_S = 1 + size_S.cumsum() - size_S
+    firsts = (_FIRST.search(text, begin) for begin in begin_S.tolist())
+    openings = {found.start() for found in firsts if found}
+    starts, ends = [], []
     for found in _SPAN.finditer(text):
       start, end = found.span()
       start += 1
-      opens = False
-      while start >= stop:
-        number, begin, stop = number + 1, stop, next(ends) + 1
-        opens = True
       if found.lastgroup == 'name':
-        opens = opens and not _FIRST.search(text, begin, start)
-        name = text[start:end]
-        if opens:
-          start += _trim(name, True, text.startswith('-', end))
-        else:
-          start += _trim(name, False, False)
-      if start < end:
-        spans.append((number, start - begin, end - begin))
-    return spans
+        opens = start in openings
+        if opens or _can_drop(text[start:end].partition(' ')[0]):
+          start = _trim(text, start, end, opens)
+          if start == end:
+            continue
+      starts.append(start)
+      ends.append(end)
+    places = np.array([starts, ends], np.int64)
+    sentence_X = begin_S.searchsorted(places[0], 'right') - 1
+    return np.stack([sentence_X, *(places - begin_S[sentence_X])])
 
 
 def tag_all(tagger: Tagger, sentences: Sequence[str]) -> np.ndarray:
@@ -172,39 +173,47 @@ def tag_all(tagger: Tagger, sentences: Sequence[str]) -> np.ndarray:
     sentences: what to tag.
 
   Returns:
-    int64 [3, spans]: number of the sentence, start, end (exclusive), both in
-    its characters.
+    int64 [3, X]: for each span the number of its sentence, and its start and
+    end (exclusive) in characters of the sentence.
   """
   if isinstance(tagger, RuleTagger):
-    spans = tagger.tag_all(sentences)
-  else:
-    spans = [
-      (number, start, end)
-      for number, sentence in enumerate(sentences)
-      for start, end in tagger(sentence)
-    ]
+    return tagger.tag_all(sentences)
+  spans = [
+    (number, start, end)
+    for number, sentence in enumerate(sentences)
+    for start, end in tagger(sentence)
+  ]
   return np.array(spans, np.int64).reshape(-1, 3).T
 
 
-# Names come again and again; a few megabytes.
+# The same words begin names again and again; a few megabytes.
 @functools.lru_cache(1 << 15)
-def _trim(name: str, opens: bool, hyphen: bool) -> int:
-  """Where the name in capitalised words begins; its end if there is none.
+def _can_drop(word: str) -> bool:
+  """Whether `_trim` may change a name of this first word inside a sentence."""
+  return (
+    word.lower() in FUNCTION_WORDS
+    or word.lower().rstrip('.') in TITLE_WORDS
+    or word.startswith(_TITLE_FRONTS)
+  )
+
+
+def _trim(sentence: str, start: int, end: int, opens: bool) -> int:
+  """Where the name in capitalised words begins; `end` if there is none.
 
   Args:
-    name: capitalised words, and what links them.
-    opens: whether its first word opens the sentence: then its capital means
+    sentence: the sentence.
+    start: start of the first word.
+    end: end of the last word.
+    opens: whether the first word opens the sentence: then its capital means
       nothing.
-    hyphen: whether a hyphen follows.
   """
-  start, end = 0, len(name)
   while start < end:
-    title = _TITLE.match(name, start)
+    title = _TITLE.match(sentence, start, end)
     if title:
       start, opens = title.end(), False
       continue
-    space = name.find(' ', start)
-    word = name[start : space if space >= 0 else end]
+    space = sentence.find(' ', start, end)
+    word = sentence[start : space if space >= 0 else end]
     lower = word.lower()
     common = lower in OPENERS or (word.istitle() and lower.endswith(ENDINGS))
     if space < 0:
@@ -213,22 +222,22 @@ def _trim(name: str, opens: bool, hyphen: bool) -> int:
         (lower in FUNCTION_WORDS and (len(word) == 1 or not word.isupper()))
         or lower.rstrip('.') in TITLE_WORDS
         # `Centre-right parties`: only the first half is capitalised.
-        or (opens and (common or hyphen))
+        or (opens and (common or sentence.startswith('-', end)))
       )
       return end if no_name else start
     if not (
       lower in FUNCTION_WORDS
       # `Portions of Kent`, but `Bank of England` and `New York`.
-      or (opens and common and name[space + 1].islower())
+      or (opens and common and sentence[space + 1].islower())
       or (opens and lower in NUMBERS)
     ):
       return start
     # What links it goes too: `After the Battle of X` leaves `Battle of X`.
     start, opens = space + 1, False
     while start < end:
-      space = name.find(' ', start)
+      space = sentence.find(' ', start, end)
       stop = space if space >= 0 else end
-      if not name[start:stop].islower():
+      if not sentence[start:stop].islower():
         break
       start = stop + 1
   return end
