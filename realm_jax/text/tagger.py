@@ -160,7 +160,9 @@ class RuleTagger:
             continue
       starts.append(start)
       ends.append(end)
-    places = np.array([starts, ends], np.int64)
+    places = np.stack(
+      [np.fromiter(starts, np.int64), np.fromiter(ends, np.int64)]
+    )
     sentence_X = begin_S.searchsorted(places[0], 'right') - 1
     return np.stack([sentence_X, *(places - begin_S[sentence_X])])
 
