@@ -1,6 +1,11 @@
-"""Documents to blocks: whole sentences, packed greedily."""
+"""Documents to blocks: whole sentences, packed greedily.
 
-import bisect
+Many documents at a time: their texts are one text, with a line break between
+two of them, and what is known of its sentences, wordpieces and spans is in
+arrays. [D]: by document; [K]: by part (a sentence, or a piece of one that no
+block can hold whole); [P]: by wordpiece.
+"""
+
 import collections
 import dataclasses
 import hashlib
@@ -9,10 +14,10 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from realm_jax.corpus.parts import Parts, cut_parts, find_sentences
 from realm_jax.corpus.sources import Document
-from realm_jax.text.sentences import split_sentences
-from realm_jax.text.tagger import Tagger
-from realm_jax.text.wordpiece import Encoding, WordPiece
+from realm_jax.text.tagger import Tagger, tag_all
+from realm_jax.text.wordpiece import WordPiece
 
 MIN_BLOCK_LENGTH = 16
 NUM_SPECIAL = 3  # [CLS] title [SEP] body [SEP]
@@ -41,27 +46,33 @@ class Block:
   """A block: `[CLS] title [SEP] body [SEP]`.
 
   Attributes:
-    title: token ids.
+    title: token ids, int32.
     body: token ids, int32: what the tokenizer gives for `text`.
     text: of the body, a slice of the document's text.
-    sentences: of the body, from its start to its end.
+    sentence: [S, 3]: start and end in the body, in wordpieces, and end of its
+      spans in `span`; from the body's start to its end.
+    hash: uint64 [S], 64 bits of the token ids of each sentence.
+    span: [spans, 2]: start and end in the body, in wordpieces.
   """
 
-  title: list[int]
+  title: np.ndarray
   body: np.ndarray
   text: str
-  sentences: list[Sentence]
+  sentence: np.ndarray
+  hash: np.ndarray
+  span: np.ndarray
 
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class _Part:
-  """A sentence in its document: its characters and those of its wordpieces."""
-
-  start: int
-  end: int
-  ids: np.ndarray
-  starts: np.ndarray
-  ends: np.ndarray
+  @property
+  def sentences(self) -> list[Sentence]:
+    """The sentences one by one."""
+    spans = [(start, end) for start, end in self.span.tolist()]
+    sentences, first = [], 0
+    for (start, end, last), number in zip(
+      self.sentence.tolist(), self.hash.tolist(), strict=True
+    ):
+      sentences.append(Sentence(start, end, number, spans[first:last]))
+      first = last
+    return sentences
 
 
 def split_document(
@@ -71,193 +82,148 @@ def split_document(
   block_length: int,
   counts: collections.Counter[str],
 ) -> list[Block]:
-  """Splits a document into blocks of at most block_length wordpieces.
+  """`split_documents` of one."""
+  return split_documents([document], tokenizer, tagger, block_length, counts)[0]
+
+
+def split_documents(
+  documents: Sequence[Document],
+  tokenizer: WordPiece,
+  tagger: Tagger,
+  block_length: int,
+  counts: collections.Counter[str],
+) -> list[list[Block]]:
+  """Splits documents into blocks of at most block_length wordpieces.
 
   A block takes sentences for as long as they fit beside the title and three
   special tokens. A sentence is cut only when no block can hold it, between
   words if possible. A title takes at most half of the room.
 
   Args:
-    document: what to split.
+    documents: what to split.
     tokenizer: for title and text.
     tagger: marks the salient spans of a sentence.
     block_length: at least MIN_BLOCK_LENGTH.
     counts: gets what was cut or is empty, under its names in the manifest.
 
   Returns:
-    The blocks in order; none when the text has no wordpiece at all.
+    The blocks of each document in order; none when its text has no wordpiece
+    at all.
   """
-  title, _ = tokenizer.encode(document.title)
   most = (block_length - NUM_SPECIAL) // 2
-  counts['num_cut_titles'] += len(title) > most
-  title = title[:most]
-  room = block_length - NUM_SPECIAL - len(title)
-  parts = []
-  for part in _sentences(document.text, tokenizer):
-    if len(part.ids) <= room:
-      parts.append(part)
-    else:
-      counts['num_cut_sentences'] += 1
-      parts.extend(_cut(document.text, part, room, tokenizer))
-  blocks = [
-    _block(document.text, title, group, tokenizer, tagger)
-    for group in _pack(parts, room)
-  ]
-  counts['num_empty_documents'] += not blocks
-  counts['num_sentences_without_span'] += sum(
-    not sentence.spans for block in blocks for sentence in block.sentences
+  encoded = tokenizer.encode_each([document.title for document in documents])
+  titles = [pieces.ids for pieces in encoded]
+  counts['num_cut_titles'] += sum(len(title) > most for title in titles)
+  titles = [title[:most] for title in titles]
+  room_D = [block_length - NUM_SPECIAL - len(title) for title in titles]
+  texts = [document.text for document in documents]
+  parts = find_sentences(texts, tokenizer)
+  text = '\n'.join(texts)
+  size_K = np.diff(parts.bounds)
+  long = np.flatnonzero(size_K > np.array(room_D)[parts.document]).tolist()
+  counts['num_cut_sentences'] += len(long)
+  if long:
+    parts = cut_parts(text, parts, long, room_D, tokenizer)
+  part_X, span = _spans(text, parts, tokenizer, tagger)
+  counts['num_sentences_without_span'] += len(parts.start) - len(
+    np.unique(part_X)
   )
+  blocks: list[list[Block]] = [[] for _ in documents]
+  for number, block in _blocks(text, titles, room_D, parts, part_X, span):
+    blocks[number].append(block)
+  counts['num_empty_documents'] += sum(not own for own in blocks)
   return blocks
 
 
-def _sentences(text: str, tokenizer: WordPiece) -> list[_Part]:
-  """The sentences with their wordpieces.
-
-  Sentences that the tokenizer sees no word boundary between are one: it
-  deletes some characters that count as white space elsewhere.
-  """
-  ids, starts_P, ends_P = tokenizer.encode_arrays(text)
-  if not ids:
-    return []
-  ids_P = np.array(ids, np.int32)
-  start_S, end_S = np.array(split_sentences(text)).T
-  first_S = starts_P.searchsorted(start_S)
-  first_S[0] = 0
-  inner_S = np.minimum(first_S, len(ids_P) - 1)[1:]
-  keep_S = first_S < len(ids_P)
-  keep_S[1:] &= first_S[1:] > first_S[:-1]
-  keep_S[1:] &= ~tokenizer.continues[ids_P[inner_S]]
-  keep_S[1:] &= ends_P[inner_S - 1] <= start_S[1:]
-  kept = keep_S.nonzero()[0]
-  first_S, start_S = first_S[kept], start_S[kept]
-  last_S = np.append(first_S[1:], len(ids_P))
-  start_S = np.minimum(start_S, starts_P[first_S])
-  end_S = end_S[np.append(kept[1:], len(end_S)) - 1]
-  end_S = np.maximum(end_S, ends_P[last_S - 1])
-  return [
-    _Part(
-      start, end, ids_P[first:last], starts_P[first:last], ends_P[first:last]
-    )
-    for start, end, first, last in np.stack(
-      [start_S, end_S, first_S, last_S], axis=1
-    ).tolist()
-  ]
-
-
-def _as_arrays(encoding: Encoding) -> tuple[np.ndarray, np.ndarray]:
-  """Ids int32 [P], and starts and ends of their characters [2, P]."""
-  ids, offsets = encoding
-  flat = itertools.chain.from_iterable(offsets)
-  places = np.fromiter(flat, np.int64, 2 * len(ids)).reshape(-1, 2).T
-  return np.array(ids, np.int32), np.ascontiguousarray(places)
-
-
-def _cut(
-  text: str, part: _Part, room: int, tokenizer: WordPiece
-) -> Iterator[_Part]:
-  """Cuts a sentence of more than `room` wordpieces, between words if it can.
-
-  Each part is encoded by itself, so that its ids are those of its text also
-  when a word had to be cut.
-  """
-  start, window = part.start, 8 * room
-  while start < part.end:
-    stop = min(start + window, part.end)
-    ids, offsets = tokenizer.encode(text[start:stop])
-    if len(ids) <= room and stop < part.end:
-      window *= 2  # wide pieces or much white space
-      continue
-    count = _fitting(ids, offsets, room, tokenizer)
-    if not count:
-      return  # nothing but characters that the tokenizer deletes
-    end = start + offsets[count - 1][1] if count < len(ids) else stop
-    ids_P, (starts_P, ends_P) = _as_arrays((ids[:count], offsets[:count]))
-    yield _Part(start, end, ids_P, start + starts_P, start + ends_P)
-    start = start + offsets[count][0] if count < len(ids) else stop
-
-
-def _fitting(
-  ids: list[int],
-  offsets: list[tuple[int, int]],
-  room: int,
-  tokenizer: WordPiece,
-) -> int:
-  """How many of the first wordpieces a part takes."""
-  if len(ids) <= room:
-    return len(ids)
-  for count in range(room, 0, -1):
-    if not tokenizer.continues[ids[count]]:
-      return count
-  # One word fills the part. The pieces of one character stay together.
-  return next(
-    count
-    for count in range(room, 0, -1)
-    if offsets[count][0] >= offsets[count - 1][1]
-  )
-
-
-def _pack(parts: Sequence[_Part], room: int) -> Iterator[list[_Part]]:
-  """Groups of neighbours of at most `room` wordpieces."""
-  group: list[_Part] = []
-  used = 0
-  for part in parts:
-    if group and used + len(part.ids) > room:
-      yield group
-      group, used = [], 0
-    group.append(part)
-    used += len(part.ids)
-  if group:
-    yield group
-
-
-def _block(
+def _blocks(
   text: str,
-  title: list[int],
-  parts: Sequence[_Part],
-  tokenizer: WordPiece,
-  tagger: Tagger,
-) -> Block:
-  sentences, start = [], 0
-  for part in parts:
-    digest = hashlib.blake2b(part.ids, digest_size=8)
-    sentences.append(
-      Sentence(
-        start,
-        start + len(part.ids),
-        int.from_bytes(digest.digest(), 'little'),
-        [
-          (start + first, start + last)
-          for first, last in _spans(text, part, tokenizer, tagger)
-        ],
-      )
-    )
-    start += len(part.ids)
-  return Block(
-    title,
-    np.concatenate([part.ids for part in parts]),
-    text[parts[0].start : parts[-1].end],
-    sentences,
+  titles: Sequence[np.ndarray],
+  room_D: Sequence[int],
+  parts: Parts,
+  part_X: np.ndarray,
+  span: np.ndarray,
+) -> Iterator[tuple[int, Block]]:
+  """The blocks, each with the number of its document."""
+  # The spans of part k are those from span_bounds[k] to span_bounds[k + 1].
+  span_bounds = part_X.searchsorted(np.arange(len(parts.start) + 1))
+  sentence = np.stack(
+    [parts.bounds[:-1], parts.bounds[1:], span_bounds[1:]], axis=1
   )
+  hashes = _hashes(parts)
+  starts, ends = parts.start.tolist(), parts.end.tolist()
+  for document, first, last in _pack(parts, room_D):
+    begin, end = parts.bounds[first], parts.bounds[last]
+    begin_X, end_X = span_bounds[first], span_bounds[last]
+    yield (
+      document,
+      Block(
+        titles[document],
+        parts.pieces.ids[begin:end],
+        text[starts[first] : ends[last - 1]],
+        sentence[first:last] - (begin, begin, begin_X),
+        hashes[first:last],
+        span[begin_X:end_X] - begin,
+      ),
+    )
+
+
+def _pack(
+  parts: Parts, room_D: Sequence[int]
+) -> Iterator[tuple[int, int, int]]:
+  """Documents, firsts and lasts of neighbours that share a block."""
+  sizes = np.diff(parts.bounds).tolist()
+  current, first, used = -1, 0, 0
+  number = 0
+  for number, document in enumerate(parts.document.tolist()):
+    if document != current or used + sizes[number] > room_D[document]:
+      if number:
+        yield current, first, number
+      current, first, used = document, number, 0
+    used += sizes[number]
+  if sizes:
+    yield current, first, number + 1
+
+
+def _hashes(parts: Parts) -> np.ndarray:
+  bounds, ids = parts.bounds.tolist(), parts.pieces.ids
+  digests = b''.join(
+    hashlib.blake2b(ids[first:last], digest_size=8).digest()
+    for first, last in itertools.pairwise(bounds)
+  )
+  return np.frombuffer(digests, '<u8')
 
 
 def _spans(
-  text: str, part: _Part, tokenizer: WordPiece, tagger: Tagger
-) -> Iterator[tuple[int, int]]:
-  """Salient spans in wordpieces of the part, widened to whole words."""
-  spans = tagger(text[part.start : part.end])
-  if not spans:
-    return
-  starts, ends = part.starts.tolist(), part.ends.tolist()
-  continues = tokenizer.continues[part.ids].tolist()
-  free = 0  # first wordpiece after the span before
-  for start, end in spans:
-    first = bisect.bisect_right(ends, part.start + start)
-    last = bisect.bisect_left(starts, part.start + end)
-    while 0 < first < len(ends) and continues[first]:
-      first -= 1
-    while last < len(ends) and continues[last]:
-      last += 1
-    first = max(first, free)
-    if first < last:
-      yield first, last
-      free = last
+  text: str, parts: Parts, tokenizer: WordPiece, tagger: Tagger
+) -> tuple[np.ndarray, np.ndarray]:
+  """The salient spans: the part of each, and [X, 2] start and end as whole
+  words in wordpieces."""
+  part_X, start_X, end_X = tag_all(
+    tagger,
+    [
+      text[start:end]
+      for start, end in zip(
+        parts.start.tolist(), parts.end.tolist(), strict=True
+      )
+    ],
+  )
+  begin_X, stop_X = parts.bounds[part_X], parts.bounds[part_X + 1]
+  shift_X = parts.start[part_X]
+  first_X = parts.pieces.ends.searchsorted(start_X + shift_X, 'right')
+  last_X = parts.pieces.starts.searchsorted(end_X + shift_X)
+  first_X = np.clip(first_X, begin_X, stop_X)
+  last_X = np.clip(last_X, begin_X, stop_X)
+  # A piece and one more: the first of its word, the next that begins a word.
+  place = np.arange(len(parts.pieces.ids) + 1)
+  continues = np.append(tokenizer.continues[parts.pieces.ids], False)
+  word = np.maximum.accumulate(np.where(continues, 0, place))
+  next_word = np.where(continues, len(place), place)[::-1]
+  next_word = np.minimum.accumulate(next_word)[::-1]
+  inside_X = first_X < stop_X
+  first_X[inside_X] = np.maximum(word[first_X], begin_X)[inside_X]
+  last_X = np.minimum(next_word[last_X], stop_X)
+  # No wordpiece is in two spans.
+  taken_X = np.maximum.accumulate(last_X)
+  first_X[1:] = np.maximum(first_X[1:], taken_X[:-1])
+  keep_X = first_X < last_X
+  return part_X[keep_X], np.stack([first_X, last_X], axis=1)[keep_X]

@@ -168,12 +168,9 @@ class _Encoder:
 
   def __call__(self, documents: Sequence[Document]) -> writer.Batch:
     counts: collections.Counter[str] = collections.Counter()
-    split = [
-      blocks.split_document(
-        document, self._tokenizer, self._tagger, self._block_length, counts
-      )
-      for document in documents
-    ]
+    split = blocks.split_documents(
+      documents, self._tokenizer, self._tagger, self._block_length, counts
+    )
     return writer.pack(
       documents, split, self._tokenizer, self._block_length, counts
     )

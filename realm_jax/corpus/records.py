@@ -91,15 +91,14 @@ def store_records(
   tagger = RuleTagger()
   for documents in _documents(records, path):
     counts: collections.Counter[str] = collections.Counter()
-    rows = []
-    for document in documents:
-      split = blocks.split_document(
-        document, tokenizer, tagger, block_length, counts
-      )
-      if not split:
+    split = blocks.split_documents(
+      documents, tokenizer, tagger, block_length, counts
+    )
+    for document, own in zip(documents, split, strict=True):
+      if not own:
         raise ValueError(f'{document.place}: has no wordpiece')
-      cut += len(split) > 1
-      rows.append(split[:1])
+      cut += len(own) > 1
+    rows = [own[:1] for own in split]
     into.append(writer.pack(documents, rows, tokenizer, block_length, counts))
   if cut:
     print(

@@ -5,7 +5,7 @@ import dataclasses
 import hashlib
 import itertools
 import json
-from collections.abc import Sequence
+from collections.abc import Sequence, Sized
 from typing import Any
 
 import numpy as np
@@ -64,39 +64,42 @@ def pack(
     The rows, with what they add to the counts.
   """
   layouts = arrays.layouts(block_length, tokenizer.vocab_size)
-  lists = collections.defaultdict(list)
-  texts, names = [], []
-  text_end = name_end = number = 0
-  for document, own in zip(documents, blocks, strict=True):
-    if not own:
-      continue
-    identifier, title = document.id.encode(), document.title.encode()
-    names += [identifier, title]
-    id_end = name_end + len(identifier)
-    name_end = id_end + len(title)
-    lists['document'].append((id_end, name_end))
-    for block in own:
-      text = block.text.encode()
-      texts.append(text)
-      text_end += len(text)
-      for sentence in block.sentences:
-        lists['span'] += sentence.spans
-        lists['sentence'].append(
-          (sentence.start, sentence.end, len(lists['span']))
-        )
-        lists['sentence_hash'].append(sentence.hash)
-      lists['block'].append((text_end, len(lists['sentence']), number))
-    number += 1
+  flat = list(itertools.chain.from_iterable(blocks))
+  own_D = np.array([len(own) for own in blocks if own], np.int64)
+  names = [
+    name.encode()
+    for document, own in zip(documents, blocks, strict=True)
+    if own
+    for name in (document.id, document.title)
+  ]
+  texts = [block.text.encode() for block in flat]
+  spans = _ends([block.span for block in flat])
+  sentence = _join([block.sentence for block in flat], layouts['sentence'])
+  # Ends of spans count from the block's first one.
+  sizes = [len(block.sentence) for block in flat]
+  sentence[:, 2] += np.repeat(spans - np.diff(spans, prepend=0), sizes)
+  columns = {
+    'block': np.stack(
+      [
+        _ends(texts),
+        _ends([block.sentence for block in flat]),
+        np.repeat(np.arange(len(own_D)), own_D),
+      ],
+      axis=1,
+    ),
+    'document': _ends(names).reshape(-1, 2),
+    'sentence': sentence,
+    'sentence_hash': _join(
+      [block.hash for block in flat], layouts['sentence_hash']
+    ),
+    'span': _join([block.span for block in flat], layouts['span']),
+  }
   rows = {
-    name: np.array(lists[name], layouts[name].dtype).reshape(
-      -1, *([layouts[name].columns] if layouts[name].columns else [])
-    )
-    for name in ('block', 'document', 'sentence', 'sentence_hash', 'span')
+    name: column.astype(layouts[name].dtype) for name, column in columns.items()
   }
   rows['text'] = np.frombuffer(b''.join(texts), np.uint8)
   rows['document_text'] = np.frombuffer(b''.join(names), np.uint8)
-  tokens = np.zeros((len(texts), block_length), layouts['tokens'].dtype)
-  flat = itertools.chain.from_iterable(blocks)
+  tokens = np.zeros((len(flat), block_length), layouts['tokens'].dtype)
   for row, block in zip(tokens, flat, strict=True):
     body = len(block.title) + 2
     row[0] = tokenizer.cls_id
@@ -106,12 +109,24 @@ def pack(
     row[body + len(block.body)] = tokenizer.sep_id
   rows['tokens'] = tokens
   counts.update(
-    num_documents=number,
+    num_documents=len(own_D),
     num_blocks=len(tokens),
     num_sentences=len(rows['sentence']),
     num_salient_spans=len(rows['span']),
   )
   return Batch(rows, counts)
+
+
+def _ends(parts: Sequence[Sized]) -> np.ndarray:
+  """Where each part ends when they are laid one after another."""
+  return np.fromiter(map(len, parts), np.int64, len(parts)).cumsum()
+
+
+def _join(parts: Sequence[np.ndarray], layout: arrays.Layout) -> np.ndarray:
+  """Concatenates rows of a layout."""
+  row = [layout.columns] if layout.columns else []
+  none = np.zeros((0, *row), layout.dtype)
+  return np.concatenate([none, *parts], dtype=layout.dtype)
 
 
 class StoreWriter:

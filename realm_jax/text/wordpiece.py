@@ -6,30 +6,22 @@ import heapq
 import itertools
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Self
 
 import numpy as np
 import tokenizers
 from etils import epath
 
+from realm_jax.text.units import Pieces, UnitTable, split_units
+
 NORMALIZATION = 'bert-uncased'
 SPECIAL_TOKENS = ('[PAD]', '[UNK]', '[CLS]', '[SEP]', '[MASK]')
 
 Encoding = tuple[list[int], list[tuple[int, int]]]
 
-# What BERT takes for white space. Other control characters are not space: it
-# deletes them, so that what stands on both sides of one is one word.
-_SPACE = r' \t\n\r\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000'
-# Space, and the next unit that is normalised by itself: all between two spaces
-# if it is not printable ASCII throughout (looked for only after a space, else
-# long chunks take quadratic time), or an ASCII word or punctuation mark.
-_UNIT = re.compile(
-  rf'([{_SPACE}]*)'
-  rf'((?<![^{_SPACE}])[!-~]*+[^!-~{_SPACE}][^{_SPACE}]*|[A-Za-z0-9]+|[!-~])'
-)
 # Units remembered before starting again: some 60 MB.
-_CACHE_LIMIT = 100_000
+_CACHE_LIMIT = 300_000
 
 
 class WordPiece:
@@ -73,8 +65,7 @@ class WordPiece:
     )
     self._tokenizer.normalizer = _normalizer()
     self._tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.BertPreTokenizer()
-    # Unit of text -> (ids, starts, ends), the latter within the unit.
-    self._cache: dict[str, tuple[Sequence[int], ...]] = {}
+    self._cache = UnitTable(self._tokenizer)
 
   @classmethod
   def from_file(cls, vocab_path: str | os.PathLike) -> Self:
@@ -107,49 +98,25 @@ class WordPiece:
     Returns:
       ids, and for each the characters [start, end) of `text` it stands for.
     """
-    ids, start_P, end_P = self.encode_arrays(text)
-    return ids, list(zip(start_P.tolist(), end_P.tolist(), strict=True))
+    return _as_lists(self.encode_arrays(text))
 
-  def encode_arrays(
-    self, text: str
-  ) -> tuple[list[int], np.ndarray, np.ndarray]:
-    """`encode`, with the offsets as arrays.
-
-    Args:
-      text: any text.
-
-    Returns:
-      ids, and int64 [pieces] the starts and ends of their characters.
-    """
-    found = _split_units(text)
-    if not found:
-      return [], np.zeros(0, np.int64), np.zeros(0, np.int64)
-    spaces, units = zip(*found, strict=True)
-    new = set(units).difference(self._cache)
-    if len(self._cache) + len(new) > _CACHE_LIMIT:
-      self._cache.clear()
-      new = set(units)
-    for unit in new:
-      encoding = self._tokenizer.encode(unit, add_special_tokens=False)
-      starts = [start for start, _ in encoding.offsets]
-      ends = [end for _, end in encoding.offsets]
-      self._cache[unit] = (encoding.ids, starts, ends)
-    ids_U, starts_U, ends_U = zip(
-      *map(self._cache.__getitem__, units), strict=True
-    )
-    size_U = np.fromiter(map(len, units), np.int64, len(units))
-    space_U = np.fromiter(map(len, spaces), np.int64, len(units))
-    first_U = np.cumsum(size_U + space_U) - size_U
-    pieces_U = np.fromiter(map(len, ids_U), np.int64, len(units))
-    first_P = np.repeat(first_U, pieces_U)
-    flat = itertools.chain.from_iterable
-    start_P = first_P + np.fromiter(flat(starts_U), np.int64, len(first_P))
-    end_P = first_P + np.fromiter(flat(ends_U), np.int64, len(first_P))
-    return list(flat(ids_U)), start_P, end_P
+  def encode_arrays(self, text: str) -> Pieces:
+    """`encode`, as arrays."""
+    return self._cache.encode(text, _CACHE_LIMIT)
 
   def encode_batch(self, texts: Sequence[str]) -> list[Encoding]:
     """`encode` of each text."""
-    return [self.encode(text) for text in texts]
+    return [_as_lists(pieces) for pieces in self.encode_each(texts)]
+
+  def encode_each(self, texts: Sequence[str]) -> Iterator[Pieces]:
+    """`encode_arrays` of each text; those of many cost less together."""
+    ids, starts, ends = self.encode_arrays('\n'.join(texts))
+    begin = 0
+    for text in texts:
+      first, last = starts.searchsorted((begin, begin + len(text)))
+      own = slice(first, last)
+      yield Pieces(ids[own], starts[own] - begin, ends[own] - begin)
+      begin += len(text) + 1
 
   def decode(self, ids: Iterable[int]) -> str:
     """Text of ids: words joined, [PAD], [CLS], [SEP] and [MASK] left out.
@@ -268,20 +235,16 @@ def _join_words(words: list[str]) -> str:
   return text
 
 
-def _split_units(text: str) -> list[tuple[str, str]]:
-  """The units of a text, each with the space before it; see `_UNIT`."""
-  if text.isascii():
-    # One unit for both cases; in other alphabets this may change the length.
-    text = text.lower()
-  # Space that no unit follows would be tried again from each character.
-  return _UNIT.findall(text.rstrip())
+def _as_lists(pieces: Pieces) -> Encoding:
+  offsets = zip(pieces.starts.tolist(), pieces.ends.tolist(), strict=True)
+  return pieces.ids.tolist(), list(offsets)
 
 
 def _count_words(texts: Iterable[str]) -> dict[str, int]:
   """Normalised words and how often they occur, in alphabetical order."""
   units: collections.Counter[str] = collections.Counter()
   for text in texts:
-    units.update(unit for _, unit in _split_units(text))
+    units.update(split_units(text))
   normalizer = _normalizer()
   splitter = tokenizers.pre_tokenizers.BertPreTokenizer()
   words: collections.Counter[str] = collections.Counter()

@@ -5,7 +5,7 @@ import collections
 import numpy as np
 import pytest
 
-from realm_jax.corpus.blocks import split_document
+from realm_jax.corpus.blocks import split_document, split_documents
 from realm_jax.corpus.sources import Document
 from realm_jax.text.sentences import split_sentences
 from realm_jax.text.tagger import RuleTagger
@@ -140,3 +140,33 @@ def test_any_text_is_kept_whole(tokenizer, block_length):
     text = ''.join(rng.choice(pool, rng.integers(1, 120)))
     blocks, _ = split(text, tokenizer, block_length)
     check(text, blocks, tokenizer, block_length)
+
+
+def test_many_documents_are_split_as_one_by_one(tokenizer):
+  rng = np.random.default_rng(1)
+  pool = [
+    *('The king. ', 'Anna ', 'born ', 'U.S. ', '3.5 ', '. ', '\n\n', ' 17 '),
+    *('\x0b', '\u200b', '\x85', '\u0301', '\u65e5', 'x' * 45, '\uac00' * 20),
+  ]
+  documents = [
+    Document(
+      str(number),
+      'river ' * rng.integers(1, 15),
+      ''.join(rng.choice(pool, rng.integers(1, 50))),
+    )
+    for number in range(200)
+  ]
+  several, single = collections.Counter(), collections.Counter()
+  tagger = RuleTagger()
+  found = split_documents(documents, tokenizer, tagger, 20, several)
+  for document, blocks in zip(documents, found, strict=True):
+    expected = split_document(document, tokenizer, tagger, 20, single)
+    assert [_content(block) for block in blocks] == [
+      _content(block) for block in expected
+    ]
+  assert several == single
+  assert all(several.values())
+
+
+def _content(block):
+  return block.title.tolist(), block.body.tolist(), block.text, block.sentences

@@ -2,7 +2,7 @@ import random
 
 import pytest
 
-from realm_jax.text.tagger import RuleTagger
+from realm_jax.text.tagger import RuleTagger, tag_all
 
 
 def _tag(sentence):
@@ -141,3 +141,27 @@ def test_long_texts_take_linear_time():
     'In the ',
   ):
     RuleTagger()(unit * 500_000)
+
+
+def test_many_sentences_are_tagged_as_one_by_one():
+  rng = random.Random(1)
+  words = """
+    The In President Vice-President Prime Minister Mr. St. Bank of the new
+    England US J. U.S. 12 March 1984 44 BC thirty ninth century -led O'Brien
+    " ( . , Hundreds One A \u00c9ric is 18 % million Mayor Centre-right
+  """.split()  # noqa: SIM905
+  words.append('and\nthe')
+  sentences = [
+    ' '.join(rng.choices(words, k=rng.randrange(9))) for _ in range(2000)
+  ]
+  tagger = RuleTagger()
+  expected = [
+    (number, start, end)
+    for number, sentence in enumerate(sentences)
+    for start, end in tagger(sentence)
+  ]
+  assert len(expected) > 2000
+  for given in (tagger, lambda sentence: tagger(sentence)):
+    found = tag_all(given, sentences)
+    assert list(map(tuple, found.T.tolist())) == expected
+  assert tag_all(tagger, []).shape == (3, 0)

@@ -1,3 +1,4 @@
+import concurrent.futures
 import hashlib
 import os
 import pickle
@@ -105,6 +106,22 @@ def test_encode_of_nothing(tokenizer):
     ([], []),
     ([5], [(0, 4)]),
   ]
+
+
+def test_encode_batch_is_encode_of_each(tokenizer):
+  generator = random.Random(1)
+  alphabet = 'abABu.,-[ \t\n\x00\x0b\x85\xa0\u0301\u0130\u00e9\u65e5'
+  texts = [''.join(generator.choices(alphabet, k=n % 9)) for n in range(500)]
+  assert tokenizer.encode_batch(texts) == list(map(tokenizer.encode, texts))
+  assert tokenizer.encode_batch([]) == []
+
+
+def test_threads_share_a_tokenizer(tokenizer):
+  texts = [f'bank{n} w\u00f6rld{n % 7} playing{n % 50}' for n in range(300)] * 4
+  fresh = pickle.loads(pickle.dumps(tokenizer))
+  with concurrent.futures.ThreadPoolExecutor(8) as pool:
+    found = list(pool.map(fresh.encode, texts))
+  assert found == tokenizer.encode_batch(texts)
 
 
 def test_long_texts_take_linear_time(tokenizer):
