@@ -73,8 +73,8 @@ fi
 # The trainer goes on where the refresher fails; that is started again alone.
 while alive "$trainer"; do
   sleep 1
-  if [ -n "$refresher" ] && ! alive "$refresher" && alive "$trainer" &&
-    [ -z "$stopped" ] && ((tries++ < restarts)); then
+  if [ -n "$refresher" ] && [ -z "$stopped" ] && ! alive "$refresher" &&
+    ! wait "$refresher" && alive "$trainer" && ((tries++ < restarts)); then
     follow
   fi
 done

@@ -54,14 +54,17 @@ create() {
 
 # A queued resource may wait for days; one that was preempted never comes.
 await() {
-  local state=''
-  local ask=("${resources[@]}" describe "$name-$1" "${place[@]}"
+  local state ask
+  ask=("${resources[@]}" describe "$name-$1" "${place[@]}"
     '--format=value(state.state)')
-  run "${ask[@]}"
-  while [ -z "$dry_run" ] && [ "$state" != ACTIVE ]; do
+  if [ -n "$dry_run" ]; then
+    run "${ask[@]}"
+    return
+  fi
+  while :; do
     state=$("${ask[@]}")
     case $state in
-      ACTIVE) ;;
+      ACTIVE) return ;;
       FAILED | SUSPENDING | SUSPENDED)
         echo "error: $name-$1: $state; restart $1 makes it anew" >&2
         exit 1

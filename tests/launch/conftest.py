@@ -45,7 +45,10 @@ class Project:
   def run(self, script, *arguments, **environment):
     """Its exit status, standard output and standard error."""
     process = self.start(script, *arguments, **environment)
-    out, err = process.communicate(timeout=60)
+    try:
+      out, err = process.communicate(timeout=60)
+    finally:
+      process.kill()
     return process.returncode, out, err
 
   def fails(self, script, *arguments):

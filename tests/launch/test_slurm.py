@@ -40,9 +40,7 @@ def test_without_a_refresher_it_is_a_plain_job(project):
   project.run('slurm.sh', '--refresher', '', '--', 'ict', '--workdir=w')
   (call,) = project.calls()
   assert ' : ' not in call
-  assert call.endswith(
-    '--nodes=1 launch/slurm_job.sh gpu 3 ict --workdir=w'
-  )
+  assert call.endswith('--nodes=1 launch/slurm_job.sh gpu 3 ict --workdir=w')
 
 
 @pytest.mark.parametrize(
@@ -61,10 +59,9 @@ def test_bad_usage_is_one_line(project, arguments, error):
 @pytest.fixture
 def slurm(project):
   """slurm(trainer, refresher): the bash that each of the parts runs."""
-  project.command('scontrol', '[ $1 = requeue ] && echo "scontrol $*" >> $calls')
   project.command(
     'scontrol',
-    """if [ $1 = show ]; then echo ${3%%[*}1; echo more
+    """if [ $1 = show ]; then printf '%s\\n' ${3:0:1}1; echo more
 else echo "scontrol $*" >> $calls; fi""",
   )
   project.command('scancel', 'echo "scancel $*" >> $calls; touch stop-$2')

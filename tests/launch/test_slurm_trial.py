@@ -166,8 +166,12 @@ def test_a_job_is_put_back_and_goes_on(slurm, tmp_path):
 
   wait(lambda: swaps() >= 3, 200, 'the third index is used')
   trainer = processes('pretrain', str(workdir))
+  (refresher,) = processes('refresh', str(workdir))
   assert len(trainer) == 2
-  assert len(processes('refresh', str(workdir))) == 1
+  os.kill(refresher, signal.SIGKILL)
+  used = swaps()
+  wait(lambda: swaps() > used, 200, 'the refresher came back alone')
+  assert processes('pretrain', str(workdir)) == trainer
   os.kill(trainer[1], signal.SIGKILL)
   wait(lambda: 'slurm_job.sh: ' in log(), 120, 'killed: back in the queue')
   assert slurm('squeue', '--noheader', '--format=%T').split() == ['PENDING'] * 2

@@ -31,14 +31,15 @@ def dry(project, *arguments):
   """The commands that would run, as words."""
   status, out, err = project.run('tpu_vm.sh', '--dry-run', *arguments)
   assert (status, err, project.calls()) == (0, '', [])
-  words = shlex.split(out.replace('\n', ' ; '), punctuation_chars=False)
+  lexer = shlex.shlex(out, posix=True, punctuation_chars='\n')
+  lexer.whitespace, lexer.whitespace_split = ' ', True
   commands = [[]]
-  for word in words[:-1]:
-    if word == ';':
+  for word in lexer:
+    if word == '\n':
       commands.append([])
     else:
       commands[-1].append(word)
-  return commands
+  return commands[:-1]
 
 
 def create(part, accelerator):
@@ -100,15 +101,14 @@ def test_restart_makes_a_slice_anew(project, settings):
 
 def test_logs_stop_and_delete(project, settings):
   (logs,) = dry(project, 'settings.sh', 'logs')
-  assert logs[:-1] == ssh('trainer', 0)
+  assert logs[:-1] == ssh('trainer', '0')
   assert 'tail' in logs[-1]
   (stop,) = dry(project, 'settings.sh', 'stop', 'trainer')
   assert stop[:-1] == ssh('trainer')
   assert 'kill -TERM "$(cat realm.pid)"' in stop[-1]
   gone = dry(project, 'settings.sh', 'delete')
-  assert [command[5] for command in gone] == ['realm-1-trainer'] + [
-    'realm-1-refresher'
-  ]
+  names = ['realm-1-trainer', 'realm-1-refresher']
+  assert [command[4:6] for command in gone] == [['delete', n] for n in names]
 
 
 def test_without_dry_run_it_calls_gcloud(project, settings):
@@ -120,14 +120,14 @@ def test_without_dry_run_it_calls_gcloud(project, settings):
 def test_install_waits_until_the_slice_is_there(project, settings):
   project.command(
     'gcloud',
-    """echo "$4 $5" >> $calls
-[ "$5" != describe ] || sed -n "$(wc -l < $calls)p" states""",
+    """echo "$3 $4" >> $calls
+[ "$4" != describe ] || sed -n "$(wc -l < $calls)p" states""",
   )
   project.command('sleep', 'echo "sleep $1" >> $calls')
   project.command('git', 'true')
   project.command('rm', 'true')
   states = project.path / 'states'
-  states.write_text('ACTIVE\nWAITING_FOR_RESOURCES\nsleep\nACTIVE\n')
+  states.write_text('WAITING_FOR_RESOURCES\nsleep\nACTIVE\n')
   status, _, err = project.run('tpu_vm.sh', 'settings.sh', 'install', 'trainer')
   assert (status, err) == (0, 'realm-1-trainer: WAITING_FOR_RESOURCES\n')
   ask = 'queued-resources describe'
