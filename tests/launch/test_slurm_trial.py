@@ -13,10 +13,10 @@ import time
 import pytest
 import small_runs
 
-from realm_jax.workdir import checkpoints, files
+from realm_jax.workdir import checkpoints, files, versions
 
 ROOT = pathlib.Path(__file__).parents[2]
-STEPS = 300
+STEPS = 200
 NODES = [f'127.0.0.{number}' for number in range(11, 15)]
 
 pytestmark = [
@@ -157,26 +157,30 @@ def test_a_job_is_put_back_and_goes_on(slurm, tmp_path):
     lines = files.read_lines(workdir / 'metrics.jsonl')
     return lines[-1]['step'] if lines else 0
 
-  def swaps():
-    return len(files.read_lines(workdir / 'swaps.jsonl'))
+  def newest():
+    return versions.list_versions(workdir / 'index')[-1]
+
+  def used():
+    swaps = files.read_lines(workdir / 'swaps.jsonl')
+    return swaps[-1]['version'] if swaps else 0
 
   def wait(condition, seconds, then):
     wait_for(condition, seconds)
     print(f'{time.monotonic() - began:5.0f} s, step {step():3}: {then}')
 
-  wait(lambda: swaps() >= 3, 200, 'the third index is used')
+  wait(lambda: used() >= 3, 200, 'the third index is used')
   trainer = processes('pretrain', str(workdir))
   (refresher,) = processes('refresh', str(workdir))
   assert len(trainer) == 2
   os.kill(refresher, signal.SIGKILL)
-  used = swaps()
-  wait(lambda: swaps() > used, 200, 'the refresher came back alone')
+  published = newest()
+  wait(lambda: used() > published, 200, 'the refresher came back alone')
   assert processes('pretrain', str(workdir)) == trainer
   os.kill(trainer[1], signal.SIGKILL)
   wait(lambda: 'slurm_job.sh: ' in log(), 120, 'killed: back in the queue')
   assert slurm('squeue', '--noheader', '--format=%T').split() == ['PENDING'] * 2
-  saved, used = checkpoints.steps(workdir)[-1], swaps()
-  wait(lambda: swaps() > used, 300, 'runs again, with a new index')
+  saved, published = checkpoints.steps(workdir)[-1], newest()
+  wait(lambda: used() > published, 300, 'runs again, with a new index')
   assert f'pretrain: goes on from step {saved}\n' in log()
   # As Slurm does it before the time limit.
   slurm('scancel', '--batch', '--signal=TERM', job)
