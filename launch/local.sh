@@ -89,6 +89,9 @@ finish() {
 trap stop TERM INT
 while :; do
   start "$@"
+  if [ -n "$stopped" ]; then # meanwhile
+    terminate
+  fi
   finish
   if [ "$status" -eq 0 ] || [ -n "$stopped" ] || [ -n "$dry_run" ]; then
     exit "$status"

@@ -1,8 +1,10 @@
 """A copy of the launchers, beside commands that stand in for the real ones."""
 
+import contextlib
 import os
 import pathlib
 import shutil
+import signal
 import subprocess
 
 import pytest
@@ -40,15 +42,17 @@ class Project:
       stdout=subprocess.PIPE,
       stderr=subprocess.PIPE,
       text=True,
+      start_new_session=True,
     )
 
   def run(self, script, *arguments, **environment):
     """Its exit status, standard output and standard error."""
     process = self.start(script, *arguments, **environment)
     try:
-      out, err = process.communicate(timeout=60)
+      out, err = process.communicate(timeout=300)
     finally:
-      process.kill()
+      with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)  # its children too
     return process.returncode, out, err
 
   def fails(self, script, *arguments):

@@ -4,6 +4,7 @@ import importlib.util
 import json
 import pathlib
 import subprocess
+import sys
 
 import jsonschema
 import kubernetes_validate
@@ -196,7 +197,7 @@ def test_what_a_container_runs(capsys, project):
 def test_without_dry_run_it_is_applied(project):
   project.command('kubectl', 'echo "$*" >> $calls; cat >> $calls')
   done = subprocess.run(
-    ['python3', 'launch/gke.py', *TRAINER, *RUN],
+    [sys.executable, 'launch/gke.py', *TRAINER, *RUN],
     cwd=project.path,
     env={'PATH': f'{project.path}/bin:/usr/bin:/bin'},
     timeout=60,
