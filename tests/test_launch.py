@@ -5,6 +5,7 @@ import pathlib
 import shutil
 import subprocess
 import sys
+import sysconfig
 
 import pytest
 
@@ -35,6 +36,20 @@ def test_parses(script):
     ['/bin/bash', '-n', script], capture_output=True, text=True, timeout=600
   )
   assert (done.returncode, done.stderr) == (0, '')
+
+
+@pytest.mark.parametrize('script', SCRIPTS, ids=lambda path: path.name)
+def test_shellcheck_finds_nothing(script):
+  places = [sysconfig.get_path('scripts'), os.environ['PATH']]
+  shellcheck = shutil.which('shellcheck', path=os.pathsep.join(places))
+  done = subprocess.run(
+    [shellcheck, '--external-sources', script],
+    cwd=ROOT,
+    capture_output=True,
+    text=True,
+    timeout=600,
+  )
+  assert (done.returncode, done.stdout) == (0, '')
 
 
 def test_takes_the_newest_python_that_runs(tmp_path):
