@@ -168,7 +168,7 @@ class Config:
   seed: int = 0
   num_steps: int = 1000
   batch_size: int = 32  # global
-  micro_batches: int = 1  # parts of a batch, one after the other (not ict)
+  micro_batches: int = 1  # parts of a batch, one after the other
   log_every: int = 50
   sample_every: int = 500  # steps between sampled retrievals; 0: none
   checkpoint_every: int = 500
