@@ -19,7 +19,7 @@ from realm_jax import config as config_lib
 
 config = config_lib.from_dict({
     'batch_size': 512, 'num_candidates': 8, 'query_length': 96,
-    'model': {'compute_dtype': 'bfloat16', 'remat': True},
+    'model': {'compute_dtype': 'bfloat16', 'remat': 'full'},
     'num_steps': 200000,
 })
 compiled = compile_pretrain(config, 'v4:4x4x4', num_rows=13353718,
