@@ -32,7 +32,7 @@ def get_config() -> ml_collections.ConfigDict:
       'marginal': 'sequence',
       'checkpoint_every': 500,
       'optimizer': {'learning_rate': 3e-5, 'warmup_steps': 10_000},
-      'model': {'compute_dtype': 'bfloat16', 'remat': True},
+      'model': {'compute_dtype': 'bfloat16', 'remat': 'full'},
       'refresh': {'where': 'separate', 'batch_size': 1024},
     }
   )

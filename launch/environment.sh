@@ -32,9 +32,3 @@ make_environment() {
   .venv/bin/python -m pip install --quiet --editable "$1" >&2 || return
   touch "$mark"
 }
-
-# XLA's CPU backend takes large buffers from malloc anew for each step. By
-# default each is mapped, cleared page by page and given back: with huge pages,
-# and memory kept, the gradient of a small BERT took 44 instead of 77 ms (2
-# layers, width 64, [128, 64] tokens, 2 cores, minimum of 25).
-export GLIBC_TUNABLES=glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=10000000000:glibc.malloc.trim_threshold=10000000000

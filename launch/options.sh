@@ -52,13 +52,9 @@ workdir_of() {
   fail '--workdir: is missing among the arguments of realm'
 }
 
-# Where JAX finds no accelerator it takes the CPU, and a run would crawl on:
-# so the platform is said, and JAX ends without it.
 use_platform() {
   case $1 in
-    cpu) export JAX_PLATFORMS=cpu ;;
-    gpu) export JAX_PLATFORMS=cuda,cpu ;;
-    tpu) export JAX_PLATFORMS=tpu,cpu ;;
+    cpu | gpu | tpu) ;;
     *) fail "--platform: $1, must be cpu, gpu or tpu" ;;
   esac
   # shellcheck source=launch/env.sh

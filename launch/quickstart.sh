@@ -9,5 +9,6 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 . launch/environment.sh
 
 make_environment .
-export JAX_PLATFORMS=cpu
+# shellcheck source=launch/env.sh
+. launch/env.sh cpu
 exec .venv/bin/realm quickstart --workdir runs/quickstart "$@"

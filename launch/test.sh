@@ -23,7 +23,9 @@ for argument in "$@"; do
 done
 
 make_environment '.[test]'
-export JAX_PLATFORMS=cpu
+# shellcheck source=launch/env.sh
+. launch/env.sh cpu
+unset JAX_COMPILATION_CACHE_DIR  # tests compile what they test
 .venv/bin/python -m ruff check .
 .venv/bin/python -m ruff format --check .
 exec .venv/bin/python -m pytest -m "$selection" \

@@ -24,6 +24,7 @@ from realm_jax.flags import (
   need_config,
   need_inputs,
   need_workdir,
+  profile,
   take_cluster,
   take_overrides,
 )
@@ -200,14 +201,20 @@ def _config(verb: Parser) -> _Run:
 def _stage(verb: Parser) -> _Run:
   need_config(verb)
   need_workdir(verb)
+  profile(verb)
   cluster(verb)
   stage = verb.prog.split()[-1]
 
-  def run(config: str, overrides: dict[str, str], workdir: str) -> int:
+  def run(
+    config: str,
+    overrides: dict[str, str],
+    workdir: str,
+    profile: tuple[int, ...],
+  ) -> int:
     loaded = experiment.load(config, overrides)  # fails before JAX starts
     from realm_jax.train import run
 
-    return run.train(stage, loaded, workdir)
+    return run.train(stage, loaded, workdir, profile)
 
   return run
 

@@ -40,7 +40,10 @@ class ModelConfig:
   reader_eps: float = 1e-3
   # Computation.
   compute_dtype: Literal['float32', 'bfloat16'] = 'float32'
-  remat: bool = False  # recompute each layer in the backward pass
+  # What of a layer the backward pass recomputes: nothing; all but products
+  # with its kernels; all.
+  remat: Literal['none', 'dots', 'full'] = 'none'
+  attention: Literal['xla', 'cudnn'] = 'xla'  # cudnn: flash, bfloat16, GPU
 
   def validate(self) -> None:
     for name in (
@@ -59,6 +62,16 @@ class ModelConfig:
       raise ValueError(
         f'model.num_heads: {self.num_heads} does not divide '
         f'model.hidden_size {self.hidden_size}'
+      )
+    if self.attention == 'cudnn' and self.compute_dtype != 'bfloat16':
+      raise ValueError(
+        f'model.attention: cudnn needs model.compute_dtype bfloat16, not '
+        f'{self.compute_dtype}'
+      )
+    if self.attention == 'cudnn' and self.hidden_size // self.num_heads % 8:
+      raise ValueError(
+        f'model.attention: cudnn needs heads of a multiple of 8, not '
+        f'{self.hidden_size // self.num_heads} (model.hidden_size / num_heads)'
       )
     if not 0 <= self.dropout < 1:
       raise ValueError(
@@ -168,7 +181,7 @@ class Config:
   seed: int = 0
   num_steps: int = 1000
   batch_size: int = 32  # global
-  micro_batches: int = 1  # parts of a batch, one after the other (not ict)
+  micro_batches: int = 1  # parts of a batch, one after the other
   log_every: int = 50
   sample_every: int = 500  # steps between sampled retrievals; 0: none
   checkpoint_every: int = 500

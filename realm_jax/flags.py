@@ -78,6 +78,20 @@ def checkpoint(verb: Parser) -> None:
   flag(verb, '--allow_stale_index', help, action='store_true')
 
 
+def profile(verb: Parser) -> None:
+  help = 'steps to write profiler traces of, WORKDIR/profile/N (default: none)'
+  flag(verb, '--profile N[,N]...', help, type=_steps, default=())
+
+
+def _steps(text: str) -> tuple[int, ...]:
+  words = text.split(',')
+  if not all(word.isascii() and word.isdigit() and int(word) for word in words):
+    raise argparse.ArgumentTypeError(
+      f'{text!r}: expected steps counted from 1, as in --profile=10,20'
+    )
+  return tuple(map(int, words))
+
+
 def cluster(verb: Parser) -> None:
   """The flags that make several processes one run; see take_cluster."""
   group = verb.add_argument_group('several processes, each started like this')

@@ -66,11 +66,6 @@ def assert_refused(capsys, status, *words):
     ('ict', {'batch_size': 12}, ['batch_size: 12', 'mesh.data 8']),
     ('ict', {'mesh': {'data': 3}}, ['mesh.data 3', '8 devices']),
     ('mlm', {'micro_batches': 2}, ['batch_size: 8', 'micro_batches 2']),
-    (
-      'ict',
-      {'micro_batches': 2, 'batch_size': 16},
-      ['micro_batches: 2', 'must be 1 for ict'],
-    ),
     ('ict', {'corpus': ''}, ['config.corpus: is not set']),
     ('ict', {'corpus': 'nowhere'}, ['nowhere', 'not a corpus store']),
     ('ict', {'init_from': 'nowhere'}, ['init_from: ', '/nowhere is neither']),

@@ -147,6 +147,10 @@ def test_config_without_print_is_silent(experiment, capsys):
     ('search --workdir w --query q --k many', ['--k', 'many']),
     ('search --workdir w --query q --config.seed=1', ['--config.seed']),
     ('refresh --workdir w --once --follow', ['--once', '--follow']),
+    ('mlm --config c --workdir w --profile=', ['--profile', "''", '10,20']),
+    ('mlm --config c --workdir w --profile 5,0', ['--profile', "'5,0'"]),
+    ('mlm --config c --workdir w --profile=-1', ['--profile', "'-1'"]),
+    ('search --workdir w --query q --profile 3', ['--profile']),
     ('prepare --input a --output c', ['--vocab', '--train-vocab']),
     ('prepare --input a --output c --vocab v --train-vocab 9', ['--vocab']),
     ('corpus', ['add|remove']),
@@ -243,11 +247,15 @@ def test_full_disk_behind_standard_output(experiment):
 def test_a_stage_returns_the_status_of_its_run(calls, experiment, stage):
   made = calls('realm_jax.train.run', 'train', 75)
   status = cli.main(
-    [stage, '--config', experiment, '--workdir=w', '--config.seed', '3']
+    [
+      *(stage, '--config', experiment, '--workdir=w', '--config.seed', '3'),
+      '--profile=10,20',
+    ]
   )
   assert status == 75
-  [((name, config, workdir), _)] = made
+  [((name, config, workdir, profile), _)] = made
   assert (name, config.seed, workdir) == (stage, 3, 'w')
+  assert profile == (10, 20)
 
 
 NEWEST = {'step': None, 'index_version': None, 'allow_stale_index': False}

@@ -1,5 +1,6 @@
 """The shell scripts: which Python they take, what they pass on."""
 
+import importlib.util
 import os
 import pathlib
 import shutil
@@ -70,6 +71,64 @@ def test_without_python_it_says_so(tmp_path):
   assert done.returncode == 1
   assert done.stderr.startswith('error: no Python 3.11 or newer')
   assert not (tmp_path / '.venv').exists()
+
+
+def with_environment(platform, program, **environment):
+  """Runs Python on the CPU with the settings of a platform."""
+  script = (
+    f'set -eu; . launch/env.sh {platform}; export JAX_PLATFORMS=cpu\n'
+    f"exec {sys.executable} -c '{program}'"
+  )
+  return subprocess.run(
+    ['/bin/bash', '-c', script],
+    env={**os.environ, 'XLA_FLAGS': '', 'LIBTPU_INIT_ARGS': '', **environment},
+    cwd=ROOT,
+    capture_output=True,
+    text=True,
+    timeout=600,
+  )
+
+
+@pytest.mark.parametrize('platform', ['cpu', 'gpu', 'tpu'])
+def test_xla_knows_the_flags_of_a_platform(platform):
+  program = (
+    'from jax import config, device_count as count; '
+    'print(count(), config.jax_compilation_cache_dir)'
+  )
+  done = with_environment(
+    platform,
+    program,
+    JAX_COMPILATION_CACHE_DIR='given',
+    XLA_FLAGS='--xla_force_host_platform_device_count=3',
+  )
+  assert done.returncode == 0, done.stderr
+  assert done.stdout == '3 given\n'
+
+
+@pytest.mark.skipif(
+  importlib.util.find_spec('libtpu') is None,
+  reason='libtpu is not installed: nothing here reads its flags',
+)
+def test_libtpu_knows_its_flags():
+  program = (
+    'from jax.experimental import topologies as t; '
+    't.get_topology_desc(platform="tpu", topology_name="v4:2x2x1")'
+  )
+  skip = {'TPU_SKIP_MDS_QUERY': '1', 'ALLOW_MULTIPLE_LIBTPU_LOAD': '1'}
+  done = with_environment('tpu', program, **skip)
+  assert done.returncode == 0, done.stderr
+  unknown = {'LIBTPU_INIT_ARGS': '--xla_tpu_nonsense=true'}
+  done = with_environment('tpu', program, **skip, **unknown)
+  assert done.returncode != 0 and 'xla_tpu_nonsense' in done.stderr
+
+
+@pytest.mark.parametrize('platform', ['', 'rocm'])
+def test_an_unknown_platform_is_refused(platform):
+  done = with_environment(platform, 'print(1)')
+  assert (done.returncode, done.stdout) == (2, '')
+  assert done.stderr == (
+    f"error: launch/env.sh: '{platform}', choose from cpu, gpu, tpu\n"
+  )
 
 
 @pytest.fixture

@@ -1,7 +1,7 @@
 r"""What the training loop costs beside the step.
 
-  . launch/environment.sh  # malloc's settings, for a CPU
-  JAX_PLATFORMS=cpu python experiments/benchmarks/loop.py
+  . launch/env.sh cpu
+  python experiments/benchmarks/loop.py
 
 Pre-trains on the toy world with a model of BERT-base sizes, batch 2, 2
 candidates, every step logged: a smaller step than anybody's, so that the share

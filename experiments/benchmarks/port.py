@@ -1,7 +1,7 @@
 r"""Examples a second beside the PyTorch port's, by turns in one run.
 
-  . launch/environment.sh  # malloc's settings, for a CPU
-  JAX_PLATFORMS=cpu python experiments/benchmarks/port.py --environment DIR
+  . launch/env.sh cpu
+  python experiments/benchmarks/port.py --environment DIR
 
 Makes the port's own environment in DIR, if it is not there (torch 2.13.0,
 transformers 4.38.2), and starts `step.py` and `torch_port.py` one after the

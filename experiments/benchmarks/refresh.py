@@ -1,7 +1,7 @@
 r"""A refresh against the bare embedder on the same blocks.
 
-  . launch/environment.sh  # malloc's settings, for a CPU
-  JAX_PLATFORMS=cpu python experiments/benchmarks/refresh.py --corpus C
+  . launch/env.sh cpu
+  python experiments/benchmarks/refresh.py --corpus C
 
 Both embed all blocks of a corpus store, by turns: the jitted embedder on the
 very batches of a refresh, in memory before the clock starts, its results left

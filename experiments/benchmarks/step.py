@@ -1,7 +1,7 @@
 r"""The pre-training step against the machine's own rate of matrix products.
 
-  . launch/environment.sh  # malloc's settings, for a CPU
-  JAX_PLATFORMS=cpu python experiments/benchmarks/step.py
+  . launch/env.sh cpu
+  python experiments/benchmarks/step.py
 
 BERT-base sizes, batch 8, 8 candidates, texts of 96 and 288 wordpieces without
 padding, random weights and words, rows of the index resident. Prints one line
@@ -120,7 +120,7 @@ def main() -> None:
   parser.add_argument('--block-length', type=int, default=288)
   parser.add_argument('--dropout', type=float, default=0.1)
   parser.add_argument('--dtype', default='float32')
-  parser.add_argument('--remat', action='store_true')
+  parser.add_argument('--remat', default='none')
   parser.add_argument('--steps', type=int, default=3)
   parser.add_argument('--matmul', type=int, default=4096)
   parser.add_argument('--profile', help='directory for a trace of one step')

@@ -7,9 +7,10 @@ import jax
 from realm_jax.config import Config
 from realm_jax.model import parts
 from realm_jax.train import losses
+from realm_jax.train.gradient_cache import cached_gradient
 from realm_jax.train.optimizer import RETRIEVER
-from realm_jax.train.state import TrainState, query_embedder
-from realm_jax.train.update import Batch, update
+from realm_jax.train.state import TrainState, query_embedder, select
+from realm_jax.train.update import Batch, move
 
 TRAINED = RETRIEVER
 
@@ -27,22 +28,28 @@ def ict_step(
     state: with the embedders' parameters.
     batch: query_BL, a sentence; block_BL, the block it came from.
     key: of dropout.
-    config: static.
+    config: static; `micro_batches` are embedded one after the other, the
+      negatives are those of the whole batch (gradient_cache.py).
     sep_id: static, id of [SEP].
 
   Returns:
     The next state and metrics: loss (nats), ict_accuracy, gradient_norm.
   """
 
-  def loss_fn(trained: dict[str, Any], batch: Batch, key: jax.Array) -> Any:
+  def embed(trained: dict[str, Any], batch: Batch, key: jax.Array) -> Any:
     query_key, block_key = jax.random.split(key)
     query_side = parts.bind('embedder', config, query_embedder(trained))
     block_side = parts.bind('embedder', config, trained['document_embedder'])
-    return losses.ict_loss(
+    return (
       query_side(batch['query_BL'], sep_id=sep_id, key=query_key),
       block_side(batch['block_BL'], sep_id=sep_id, key=block_key),
-      config.score_temperature,
     )
 
-  # In-batch negatives need the batch whole: inputs.py refuses micro-batches.
-  return update(state, TRAINED, loss_fn, batch, key, config)
+  def loss_fn(embedded: Any) -> Any:
+    return losses.ict_loss(*embedded, config.score_temperature)
+
+  trained = select(state.params, TRAINED)
+  gradient = cached_gradient(
+    embed, loss_fn, trained, batch, key, config.micro_batches
+  )
+  return move(state, gradient, config)

@@ -127,8 +127,8 @@ def _is_workdir(path: str) -> bool:
 
 def _check_model(workdir: Workdir, config: Config) -> None:
   free = (
-    *('dropout', 'compute_dtype', 'remat', 'share_embedders'),
-    'initializer_range',
+    *('dropout', 'compute_dtype', 'remat', 'attention'),
+    *('share_embedders', 'initializer_range'),
   )
   there, here = workdir.config.to_dict(), config.to_dict()
   for name, value in here['model'].items():

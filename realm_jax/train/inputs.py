@@ -69,11 +69,6 @@ def _open_corpus(key: str, store: str, path: str) -> Corpus:
 
 def _fit_to_corpus(stage: str, config: Config, corpus: Corpus) -> Config:
   """Checks the config against the corpus; a beam is cut to its blocks."""
-  if stage == 'ict' and config.micro_batches > 1:
-    raise ValueError(
-      f'config.micro_batches: {config.micro_batches}, must be 1 for ict: its '
-      'negatives are the other blocks of the batch'
-    )
   vocabulary = corpus.tokenizer.vocab_size
   if config.model.vocab_size < vocabulary:
     raise ValueError(

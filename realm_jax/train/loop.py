@@ -4,7 +4,7 @@ The order of operations between two steps, and nothing outside it:
   1. swap in a new index version, if one is ready (in-process: make it);
   2. save, if the step says so or SIGTERM came;
   3. take the next batch, which a thread has made ahead;
-  4. dispatch the step;
+  4. dispatch the step (one that is profiled runs alone, profile.py);
   5. log the metrics of the step before, while this one runs.
 """
 
@@ -26,6 +26,7 @@ from realm_jax.index.search import Index
 from realm_jax.parallel import mesh as mesh_lib
 from realm_jax.parallel import processes
 from realm_jax.train.index_feed import IndexFeed
+from realm_jax.train.profile import Profile
 from realm_jax.train.samples import SampleLog
 from realm_jax.train.state import TrainState
 from realm_jax.workdir import files
@@ -56,6 +57,7 @@ class Run:
   checkpoints: Checkpoints
   metrics: MetricsWriter | None  # None: another process writes
   samples: SampleLog | None
+  profile: Profile
   # Scores on dev questions, and the one of them that picks the best
   # checkpoint; called every `eval_every` steps and at the end.
   evaluate: Callable[[TrainState, Index | None], dict[str, float]] | None
@@ -111,7 +113,9 @@ def train_loop(run: Run) -> int:
         break
       batch = next(run.batches)
       index = feed.index if feed else None
-      state, index, metrics = run.step(
+      state, index, metrics = run.profile.run(
+        step + 1,
+        run.step,
         state,
         mesh_lib.put_batch(batch, run.mesh),
         index,
@@ -122,6 +126,7 @@ def train_loop(run: Run) -> int:
       log.previous(step + 1, metrics, batch)
       progress.advance()
     log.flush()
+  run.profile.end()
   run.checkpoints.close()
   if stop and not last:
     processes.say(f'stopped by SIGTERM; saved step {step}')

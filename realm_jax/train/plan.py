@@ -191,12 +191,12 @@ def _activation_bytes(
       for run, params in _towers(cut, batch, corpus.block_length)
     ]
 
-  recomputed = sum(kept(remat=True))
+  recomputed = sum(kept(remat='full'))
   layer = [
     two - one
     for one, two in zip(
-      kept(remat=False, num_layers=1),
-      kept(remat=False, num_layers=2),
+      kept(remat='none', num_layers=1),
+      kept(remat='none', num_layers=2),
       strict=True,
     )
   ]

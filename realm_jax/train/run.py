@@ -2,7 +2,7 @@
 
 import contextlib
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -20,6 +20,7 @@ from realm_jax.train.initialize import initial_params
 from realm_jax.train.inputs import has_index, open_inputs
 from realm_jax.train.loop import Run, Step, save, train_loop
 from realm_jax.train.optimizer import make_optimizer
+from realm_jax.train.profile import Profile
 from realm_jax.train.program import jit_step
 from realm_jax.train.samples import SampleLog
 from realm_jax.train.state import TrainState
@@ -37,13 +38,16 @@ _TRAINED = {
 }
 
 
-def train(stage: str, config: Config, path: str) -> int:
+def train(
+  stage: str, config: Config, path: str, profile: Sequence[int] = ()
+) -> int:
   """Runs a stage in a workdir, or goes on with the one that is there.
 
   Args:
     stage: mlm, ict, pretrain or finetune.
     config: of the stage.
     path: its workdir.
+    profile: steps, from 1, to write profiler traces of.
 
   Returns:
     Exit status: 0 done, 75 stopped by SIGTERM after saving.
@@ -102,6 +106,7 @@ def train(stage: str, config: Config, path: str) -> int:
       checkpoints=saved,
       metrics=metrics,
       samples=samples,
+      profile=Profile(workdir.path, profile),
       evaluate=evaluate,
       eval_every=every,
       best=best,

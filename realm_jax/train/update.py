@@ -1,7 +1,7 @@
 """What every step ends with: the gradient of a batch, and the update."""
 
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +15,14 @@ from realm_jax.train.state import TrainState, select
 Batch = dict[str, jax.Array]
 # (parameters, batch, key of dropout) -> loss, metrics
 LossFn = Callable[[dict[str, Any], Batch, jax.Array], tuple[jax.Array, Any]]
+
+
+class Gradient(NamedTuple):
+  """Of a batch's loss, with respect to the trained parameters."""
+
+  loss: jax.Array
+  metrics: dict[str, Any]
+  grads: dict[str, Any]
 
 
 def update(
@@ -41,15 +49,28 @@ def update(
     The next state, and the metrics with `loss` and `gradient_norm`.
   """
   trained = select(state.params, names)
-  loss, metrics, grads = _gradient(
-    loss_fn, trained, batch, key, config.micro_batches
-  )
+  gradient = _gradient(loss_fn, trained, batch, key, config.micro_batches)
+  return move(state, gradient, config)
+
+
+def move(
+  state: TrainState, gradient: Gradient, config: Config
+) -> tuple[TrainState, dict[str, Any]]:
+  """Moves the parameters along a gradient; returns what `update` does."""
   metrics = {
-    'loss': loss,
-    **metrics,
-    'gradient_norm': optax.tree.norm(grads),
+    'loss': gradient.loss,
+    **gradient.metrics,
+    'gradient_norm': optax.tree.norm(gradient.grads),
   }
-  return state.update(grads, make_optimizer(config)), metrics
+  return state.update(gradient.grads, make_optimizer(config)), metrics
+
+
+def split_parts(batch: Any, count: int) -> Any:
+  """[B, ...] to [count, B / count, ...], each part split over `data`."""
+  return jax.tree.map(
+    lambda x: mesh_lib.split_batch(x.reshape(count, -1, *x.shape[1:]), axis=1),
+    batch,
+  )
 
 
 def _gradient(
@@ -58,24 +79,20 @@ def _gradient(
   batch: Batch,
   key: jax.Array,
   count: int,
-) -> tuple[jax.Array, dict[str, Any], dict[str, Any]]:
+) -> Gradient:
   value_and_grad = jax.value_and_grad(loss_fn, has_aux=True)
   if count == 1:
     (loss, metrics), grads = value_and_grad(params, batch, key)
-    return loss, metrics, grads
+    return Gradient(loss, metrics, grads)
 
   def add(total: Any, part: Any) -> tuple[Any, Any]:
     (loss, metrics), grads = value_and_grad(params, *part)
     return jax.tree.map(jnp.add, total, (loss, grads)), metrics
 
-  parts = {
-    name: mesh_lib.split_batch(x.reshape(count, -1, *x.shape[1:]), axis=1)
-    for name, x in batch.items()
-  }
   none = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, params))
   (loss, grads), metrics = jax.lax.scan(
-    add, none, (parts, jax.random.split(key, count))
+    add, none, (split_parts(batch, count), jax.random.split(key, count))
   )
   # Scalars are averaged; what has rows is that of the first part.
   metrics = jax.tree.map(lambda m: m.mean() if m.ndim == 1 else m[0], metrics)
-  return loss, metrics, grads
+  return Gradient(loss, metrics, grads)

@@ -104,6 +104,10 @@ class Workdir:
     stage = values.pop('stage', None)
     if not isinstance(stage, str):
       raise ValueError(f'{file}: stage {stage!r}, expected the name of a verb')
+    model = values.get('model')
+    if isinstance(model, dict) and isinstance(model.get('remat'), bool):
+      # Before there were kinds of it.
+      model['remat'] = 'full' if model['remat'] else 'none'
     return cls(path, stage, config_lib.from_dict(values))
 
   def lock(self, role: str) -> contextlib.AbstractContextManager[None]:

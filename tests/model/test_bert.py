@@ -81,24 +81,87 @@ def test_layers_start_different(config):
   assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(params))
 
 
-def test_remat_recomputes_and_changes_no_gradient(config, text, make):
+def test_remat_changes_no_gradient(config, text, make):
   params, _ = make('encoder', config)
-  remat = config_lib.replace(config, model={'remat': True})
 
-  def gradient(config):
+  def gradient(remat):
+    kind = config_lib.replace(config, model={'remat': remat})
+
     def loss(params):
-      x_BLD = backbone(config, params)(*text, key=jax.random.key(1))
+      x_BLD = backbone(kind, params)(*text, key=jax.random.key(1))
       return (x_BLD**2).sum(where=text[0][:, :, None] != 0)
 
-    return jax.jit(jax.grad(loss)), str(jax.make_jaxpr(loss)(params))
+    return jax.tree.leaves(jax.jit(jax.grad(loss))(params))
 
-  plain, plain_jaxpr = gradient(config)
-  again, remat_jaxpr = gradient(remat)
-  assert 'remat' in remat_jaxpr and 'remat' not in plain_jaxpr
-  for a, b in zip(
-    jax.tree.leaves(plain(params)), jax.tree.leaves(again(params)), strict=True
-  ):
-    np.testing.assert_allclose(a, b, atol=1e-3, rtol=1e-3)
+  expected = gradient('none')
+  for remat in ('dots', 'full'):
+    for a, b in zip(expected, gradient(remat), strict=True):
+      np.testing.assert_allclose(a, b, atol=1e-3, rtol=1e-3)
+
+
+def test_remat_saves_memory(config):
+  token_BL = np.ones((4, 128), np.int32)
+
+  def temp_bytes(remat):
+    kind = config_lib.replace(
+      config, model={'remat': remat, 'num_layers': 6, 'max_positions': 128}
+    )
+    params = jax.eval_shape(
+      lambda: parts.init_part('encoder', kind, jax.random.key(0))
+    )
+
+    def loss(params):
+      return backbone(kind, params)(token_BL, 0 * token_BL).sum()
+
+    compiled = jax.jit(jax.grad(loss)).lower(params).compile()
+    return compiled.memory_analysis().temp_size_in_bytes
+
+  none, dots, full = map(temp_bytes, ('none', 'dots', 'full'))
+  # Of a layer: scores of 4 heads of 128 x 128; 4 x 24 + 40 of 24 numbers.
+  assert full < 0.8 * dots and dots < 0.5 * none
+
+
+def test_cudnn_attention_is_used_on_nvidia_gpus_alone(
+  config, text, make, monkeypatch
+):
+  half = {'compute_dtype': 'bfloat16', 'num_heads': 3}
+  plain = config_lib.replace(config, model=half)
+  flash = config_lib.replace(config, model=half | {'attention': 'cudnn'})
+  params, _ = make('encoder', plain)
+
+  def loss(config, length=12):
+    def loss(params):
+      x_BLD = backbone(config, params)(*(x[:, :length] for x in text))
+      return x_BLD.astype(jnp.float32).sum()
+
+    return loss
+
+  assert loss(plain)(params) == loss(flash)(params)
+  # Traced as on a GPU, then lowered for one: that it is called, not what it
+  # gives.
+  from jax._src.cudnn import fused_attention_stablehlo
+
+  monkeypatch.setattr(jax, 'default_backend', lambda: 'gpu')
+  monkeypatch.setattr(
+    fused_attention_stablehlo, 'check_cudnn_version', lambda: 91000
+  )
+
+  def lowered(length):
+    gradient = jax.jit(jax.grad(loss(flash, length)))
+    return gradient.trace(params).lower(lowering_platforms=('cuda',)).as_text()
+
+  assert '__cudnn$fmhaSoftmaxBackward' in lowered(12)
+  assert '__cudnn' not in lowered(13)
+
+
+@pytest.mark.parametrize(
+  'dtype, message',
+  [('float32', 'bfloat16, not float32'), ('bfloat16', 'multiple of 8, not 6')],
+)
+def test_cudnn_attention_says_what_it_needs(config, dtype, message):
+  keys = {'attention': 'cudnn', 'compute_dtype': dtype}
+  with pytest.raises(ValueError, match=f'model.attention: cudnn .*{message}'):
+    config_lib.replace(config, model=keys)
 
 
 def test_dropout_drops_at_its_rate():

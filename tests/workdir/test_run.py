@@ -25,6 +25,17 @@ def test_resume_takes_new_values_of_what_may_change(tmp_path):
   assert run.Workdir.open(tmp_path).config == longer
 
 
+@pytest.mark.parametrize('was, now', [(False, 'none'), (True, 'full')])
+def test_remat_of_an_older_run_is_read(tmp_path, was, now):
+  file = run.Workdir.create(tmp_path, 'ict', CONFIG).path / 'config.json'
+  values = json.loads(file.read_text())
+  values['model']['remat'] = was
+  file.write_text(json.dumps(values))
+  expected = config_lib.replace(CONFIG, model={'remat': now})
+  assert run.Workdir.open(tmp_path).config == expected
+  run.Workdir.create(tmp_path, 'ict', expected)  # it goes on
+
+
 def test_paths_of_a_run_are_absolute(tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
   config = config_lib.Config(
