@@ -33,7 +33,6 @@ def make_config(**changes):
   model = {
     **small_runs.SIZES,
     'num_layers': 2,
-    'share_embedders': False,
     'initializer_range': 0.2,
   }
   config = config_lib.from_dict({'batch_size': BATCH, 'model': model})
@@ -41,11 +40,9 @@ def make_config(**changes):
 
 
 def make_params(config):
-  query, document = jax.random.split(jax.random.key(0))
-  return {
-    'query_embedder': parts.init_part('embedder', config, query),
-    'document_embedder': parts.init_part('embedder', config, document),
-  }
+  """Shared embedders: their gradient comes from both sides."""
+  key = jax.random.key(0)
+  return {'document_embedder': parts.init_part('embedder', config, key)}
 
 
 def make_batch(block_length=24):
@@ -60,11 +57,10 @@ def make_batch(block_length=24):
 def make_embed(config):
   def embed(params, batch, key):
     query_key, block_key = jax.random.split(key)
-    query_side = parts.bind('embedder', config, params['query_embedder'])
-    block_side = parts.bind('embedder', config, params['document_embedder'])
+    embedder = parts.bind('embedder', config, params['document_embedder'])
     return (
-      query_side(batch['query_BL'], sep_id=SEP, key=query_key),
-      block_side(batch['block_BL'], sep_id=SEP, key=block_key),
+      embedder(batch['query_BL'], sep_id=SEP, key=query_key),
+      embedder(batch['block_BL'], sep_id=SEP, key=block_key),
     )
 
   return embed
@@ -99,12 +95,9 @@ def test_is_the_gradient_of_the_whole_batch(
   config = make_config(model={'dropout': dropout})
   embed, batch = make_embed(config), make_batch()
   params = make_params(config)
-  key, count = jax.random.key(5, impl='rbg'), 4
+  key, count = jax.random.key(5, impl='rbg'), 2
   (loss, metrics), grads = plain_gradient(embed, params, batch, key, count)
   largest = max(abs(leaf).max() for leaf in jax.tree.leaves(grads))
-  if not dropout:  # parts are then nothing that shows
-    (same, _), _ = plain_gradient(embed, params, batch, key, 1)
-    np.testing.assert_allclose(loss, same, rtol=1e-5)
   cached = functools.partial(
     cached_gradient, embed, lambda embedded: losses.ict_loss(*embedded, 1.0)
   )
@@ -139,8 +132,8 @@ def test_memory_falls_as_parts_grow():
     lowered = jax.jit(step).lower(state, make_batch(64), jax.random.key(0))
     return lowered.compile().memory_analysis().temp_size_in_bytes
 
-  whole, four, sixteen = map(temp_bytes, (1, 4, 16))
-  assert four < 0.5 * whole and sixteen < 0.5 * four
+  whole, two, eight = map(temp_bytes, (1, 2, 8))
+  assert two < 0.7 * whole and eight < 0.5 * two
 
 
 def test_ict_trains_in_micro_batches(tmp_path, cache):
