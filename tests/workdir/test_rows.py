@@ -171,7 +171,7 @@ while True:
   writer.commit(checkpoint_step=version, embedder_digest='e',
     corpus_fingerprint='c', tokenizer_digest='t', kind='exact', recall=None,
     build_seconds=0.)
-  versions.prune(index, keep=2, in_use=set())
+  versions.prune(index, keep=2, in_use=set)
 """
 
 
@@ -201,7 +201,7 @@ def test_deleted_while_it_is_read_is_not_damage(index, monkeypatch):
   chunk_data = rows._chunk_data
 
   def delete_first(*args):
-    versions.prune(index, keep=1, in_use=set())
+    versions.prune(index, keep=1, in_use=set)
     return chunk_data(*args)
 
   monkeypatch.setattr(rows, '_chunk_data', delete_first)
