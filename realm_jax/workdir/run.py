@@ -10,7 +10,10 @@ from realm_jax.parallel import processes
 from realm_jax.workdir import files
 
 # What a checkpoint is made of or trained on: to change it is another run.
-_FIXED = ('corpus', 'text_corpus', 'pooling', 'seed', 'batch_size')
+_FIXED = (
+  *('corpus', 'text_corpus', 'pooling', 'seed', 'batch_size'),
+  'train_document_embedder',
+)
 _PATHS = (
   *('corpus', 'text_corpus', 'questions', 'dev_questions'),
   *('init_from', 'index_from'),
@@ -43,8 +46,8 @@ class Workdir:
       path: the directory; made if absent.
       stage: the verb.
       config: on resuming, its other values replace those in config.json, but
-        model.*, corpus, text_corpus, pooling, seed and batch_size must be
-        the same.
+        model.*, corpus, text_corpus, pooling, seed, batch_size and
+        train_document_embedder must be the same.
 
     Returns:
       The workdir, config.json written.
