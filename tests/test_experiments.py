@@ -27,6 +27,21 @@ ARGUMENTS = {
     'finetune',
     'closed_book',
   ),
+  'wiki_full.py': (
+    'checkpoint_off_the_shelf',
+    'checkpoint_mlm',
+    'checkpoint_ict',
+    'checkpoint_copy',
+    'checkpoint_pretrain',
+    'checkpoint_finetune',
+    'checkpoint_closed_book',
+    'scratch_ict',
+    'scratch_mlm',
+    'scratch_copy',
+    'scratch_pretrain',
+    'scratch_finetune',
+    'scratch_closed_book',
+  ),
 }
 NOT_RUN = (
   'finetune_open_qa.py',
