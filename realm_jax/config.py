@@ -246,6 +246,11 @@ class Config:
         f'reader_beam: {self.reader_beam} is more than retriever_beam '
         f'{self.retriever_beam}'
       )
+    if self.refresh.changes_rows() and self.index.kind != 'exact':
+      raise ValueError(
+        f'index.kind: {self.index.kind} is built over rows that stay; '
+        'refresh.write_back and refresh.where rolling need exact'
+      )
     for section in (
       self.model,
       self.optimizer,

@@ -234,7 +234,7 @@ class IndexFeed:
       self._mesh,
     )
     with jax.set_mesh(self._mesh):
-      probe.compare(params, self.index.rows_NE, self.index)
+      probe.compare(params, self.index, self.index)
       if config.refresh.policy == 'adaptive':
         probe.freshness(params, self.index)
     return probe
@@ -289,13 +289,13 @@ class IndexFeed:
     place: Place,
     read: Callable[[int, int], np.ndarray],
   ) -> None:
-    old_NE = self.index.rows_NE
+    old = self.index
     rows = build.put_version(
       self._config, place.manifest.rows, self._mesh, read
     )
-    self.index = dataclasses.replace(self.index, rows_NE=rows)
+    self.index = dataclasses.replace(old, rows_NE=rows)
     if self._probe is not None:
-      self._probed = self._probe.compare(params, old_NE, self.index)
+      self._probed = self._probe.compare(params, old, self.index)
     self._note(step, place)
 
   def _note(self, step: int, place: Place) -> None:

@@ -14,7 +14,6 @@ whatever step the run is at. For K rows retrieved a query:
                          retrieves; blocks that neither finds are not seen.
 """
 
-import dataclasses
 import functools
 from typing import Any
 
@@ -75,19 +74,18 @@ class Probe:
     }
 
   def compare(
-    self, params: dict[str, Any], old_rows_NE: jax.Array, new: Index
+    self, params: dict[str, Any], old: Index, new: Index
   ) -> dict[str, float]:
-    """What changes when the rows of an index do.
+    """What changes when a version of the index takes the place of another.
 
     Args:
-      params: of the step between which and the next they do.
-      old_rows_NE: before.
-      new: the index after.
+      params: of the step between which and the next it does.
+      old: the index before.
+      new: after; of the same corpus.
 
     Returns:
       The measures above; `@K` names K.
     """
-    old = dataclasses.replace(new, rows_NE=old_rows_NE)
     found = _compare(params, old, new, **self._query, **self._static)
     overlap, kl, before, after = map(float, mesh_lib.to_host(found))
     return {

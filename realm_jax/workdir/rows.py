@@ -265,6 +265,12 @@ def read_rows(
   chunks = list(range(start // size, -(-stop // size) if stop > start else 0))
   try:
     array = _open_rows(path, open=True)
+    found = (*array.shape, array.dtype.name)
+    if found != (want := (manifest.rows, manifest.dim, manifest.dtype)):
+      raise ValueError(
+        f'{path}/rows/zarr.json: is not what was written: it says {found}, the '
+        f'manifest {want}'
+      )
     out = np.empty((stop - start, manifest.dim), array.dtype.numpy_dtype)
     pending: list[ts.Future] = []
     for position, chunk in enumerate(chunks):

@@ -14,7 +14,7 @@ from realm_jax.workdir import checkpoints, files, leases, rows, versions
 
 # Seconds after its start at which a process is killed: while it imports,
 # compiles, restores, trains or embeds.
-_EARLIEST, _LATEST = 0.5, 14.0
+_EARLIEST, _LATEST = 0.5, 10.0
 _PATIENCE = 240.0
 
 REFRESH = {'where': 'separate', 'poll_seconds': 0.1, 'batch_size': 16}

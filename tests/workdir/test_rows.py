@@ -149,6 +149,22 @@ def test_torn_swapped_and_missing_chunks_are_found_and_named(index):
   rows.read_rows(index, 2, 0, 100)
 
 
+@pytest.mark.parametrize(
+  'old, new', [('100', '90'), ('"float32"', '"'), ('', '')]
+)
+def test_a_damaged_description_is_found_and_named(index, old, new):
+  file = versions.directory(index, 2) / 'rows' / 'zarr.json'
+  text = file.read_text().replace(old, new) if old else ''
+  file.write_text(text)
+  with pytest.raises(ValueError) as raised:
+    rows.read_rows(index, 2, 0, 10)
+  assert str(file) in str(raised.value)
+  file.unlink()
+  with pytest.raises(ValueError) as raised:
+    rows.read_rows(index, 2, 0, 10)
+  assert str(file.parent) in str(raised.value)
+
+
 def test_rows_out_of_range_are_refused(index):
   for start, stop in ((-1, 3), (0, 101), (5, 4)):
     with pytest.raises(ValueError, match='has 100'):
