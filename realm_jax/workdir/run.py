@@ -1,6 +1,7 @@
 """The directory of one training stage, and who may write in it."""
 
 import contextlib
+import dataclasses
 from typing import Any
 
 from etils import epath
@@ -62,6 +63,7 @@ class Workdir:
     path.mkdir(parents=True, exist_ok=True)
     # A second trainer must not change the config of the first.
     with files.lock(path, 'trainer'):
+      files.remove_half_written(path)
       if (path / 'config.json').exists():
         old = cls.open(path)
         if old.stage != stage:
@@ -159,6 +161,11 @@ def absolute_paths(config: config_lib.Config) -> config_lib.Config:
     for name in _PATHS
     if (value := getattr(config, name)) and not value.startswith('tfds:')
   }
+  if replay := config.refresh.replay:
+    replayed = dataclasses.replace(
+      config.refresh, replay=str(files.absolute(replay))
+    )
+    config = dataclasses.replace(config, refresh=replayed)
   return config_lib.replace(config, **paths)
 
 

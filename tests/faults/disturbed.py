@@ -186,8 +186,9 @@ def check_workdir(workdir: pathlib.Path) -> dict[str, int]:
   left = [
     child.name
     for child in (workdir / 'checkpoints').iterdir()
-    if not child.name.isdigit() and child.name not in ('deleted', '.zarray')
+    if not child.name.isdigit() and child.name != 'deleted'
   ]
   assert left == []
+  assert not list((workdir / 'checkpoints').glob('deleted/*'))
   assert len(checkpoints.steps(workdir)) <= 3
   return {'versions': len(numbers), 'swaps': len(swaps), 'steps': len(steps)}
