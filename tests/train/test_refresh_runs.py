@@ -185,17 +185,6 @@ def test_adaptive_asks_the_refresher_only_when_the_index_is_old(
   assert found == [0, 7]
 
 
-def test_a_refresher_of_a_run_that_refreshes_itself_is_refused(
-  tmp_path, corpus
-):
-  config = small_runs.make_config(
-    corpus, num_steps=1, refresh={'where': 'in_process', 'probe_queries': 0}
-  )
-  assert train('pretrain', config, str(tmp_path / 'w')) == 0
-  with pytest.raises(ValueError, match=r'refresh\.where is in_process'):
-    refresh(str(tmp_path / 'w'), follow=True)
-
-
 def test_rows_are_written_only_where_an_embedder_trains(tmp_path, corpus):
   for stage in ('ict', 'finetune'):
     config = small_runs.make_config(corpus, refresh={'write_back': True})
