@@ -307,6 +307,17 @@ def test_a_killed_process_ends_the_run(folder, cache):
   assert 'error: process 1 is gone: ' in said[0].splitlines()[-1]
 
 
+def test_chosen_steps_are_traced_once(folder, cache):
+  command = arguments(folder, 'ict', 'traced', num_steps=3)
+  said = together([*command, '--profile=2,40'], cache, 2)
+  assert 'this run did not take step 40' in said[0]
+  assert 'this run did not take' not in said[1]
+  profile = folder / 'traced' / 'profile'
+  [trace] = profile.glob('*/plugins/*/*/*.xplane.pb')
+  assert trace.relative_to(profile).parts[0] == '2'
+  assert [step for step, _ in losses(folder / 'traced')] == [1, 2, 3]
+
+
 def test_processes_that_disagree_are_refused(folder, cache):
   command = arguments(folder, 'ict', 'disagree')
   last = ['--config.batch_size=16']
