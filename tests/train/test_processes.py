@@ -307,6 +307,17 @@ def test_a_killed_process_ends_the_run(folder, cache):
   assert 'error: process 1 is gone: ' in said[0].splitlines()[-1]
 
 
+def test_without_the_first_process_the_others_end(folder, cache):
+  """It is the coordinator: JAX itself ends the others, in its own words."""
+  command = arguments(folder, 'ict', 'beheaded', num_steps=100000)
+  run = small_runs.start_cluster(command, cache, 2)
+  wait_for_step(folder / 'beheaded', 5, run)
+  run[0].kill()
+  statuses, said = small_runs.finish(run, timeout=60)
+  assert statuses in ([-9, -signal.SIGABRT], [-9, 1])
+  assert 'another task died' in said[1] or 'process 0 is gone' in said[1]
+
+
 def test_chosen_steps_are_traced_once(folder, cache):
   command = arguments(folder, 'ict', 'traced', num_steps=3)
   said = together([*command, '--profile=2,40'], cache, 2)
