@@ -11,6 +11,14 @@ EXPERIMENTS = pathlib.Path(__file__).parents[1] / 'experiments'
 FILES = sorted(path.name for path in EXPERIMENTS.glob('*.py'))
 ARGUMENTS = {
   'finetune_open_qa.py': ('nq', 'wq', 'trec'),
+  'refresh_ablation.py': (
+    'fresh',
+    'delay_10',
+    'never',
+    'delay_10_write_back',
+    'rolling_write_back',
+    'adaptive',
+  ),
   'wiki_small.py': (
     'off_the_shelf',
     'ict',
@@ -40,6 +48,7 @@ NOT_RUN = (
   'ict_wiki.py',
   'pretrain_ccnews.py',
   'pretrain_wiki.py',
+  'refresh_ablation.py',
 )
 
 
