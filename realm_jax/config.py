@@ -33,7 +33,7 @@ class ModelConfig:
   initializer_range: float = 0.02
   dropout: float = 0.1  # on hidden states; attention weights have none
   # Retriever (paper section 3.2).
-  retrieval_size: int = 128
+  retrieval_size: int = 128  # of an embedding in the index
   projection_eps: float = 1e-12
   share_embedders: bool = True
   # Reader (release, ORQA).
@@ -87,12 +87,12 @@ class OptimizerConfig:
 
   learning_rate: float = 3e-5
   retriever_learning_rate_scale: float = 1.0
-  warmup_steps: int = 0
+  warmup_steps: int = 0  # of the linear rise
   b1: float = 0.9
   b2: float = 0.999
   eps: float = 1e-6
   weight_decay: float = 0.01
-  clip_norm: float = 1.0
+  clip_norm: float = 1.0  # of the global norm of the gradient
   bias_correction: bool = False  # the release had none
 
   def validate(self) -> None:
@@ -155,8 +155,8 @@ class Config:
   # What is read.
   corpus: str = ''  # Z, a store that `realm prepare` made
   text_corpus: str = ''  # X, the text that is trained on; default Z
-  questions: str = ''
-  dev_questions: str = ''
+  questions: str = ''  # JSON lines or tfds:NAME, to train on
+  dev_questions: str = ''  # to score while training
   init_from: str = ''  # WORKDIR[:STEP] or a Hugging Face directory
   index_from: str = ''  # WORKDIR; default: init_from's
 
@@ -165,16 +165,16 @@ class Config:
   num_steps: int = 1000
   batch_size: int = 32  # global
   micro_batches: int = 1  # parts of a batch, one after the other
-  log_every: int = 50
+  log_every: int = 50  # steps, as are those below
   sample_every: int = 500  # steps between sampled retrievals; 0: none
   checkpoint_every: int = 500
   keep_checkpoints: int = 3
 
   # Shapes.
-  query_length: int = 96
+  query_length: int = 96  # a sentence or question at most
   reader_length: int = 320  # question and body, fine-tuning
-  max_masks: int = 10
-  num_candidates: int = 8  # the null document included
+  max_masks: int = 10  # masked wordpieces of a sentence at most
+  num_candidates: int = 8  # passages read, the null document included
 
   # Objectives.
   pooling: Literal['cls', 'mean'] = 'cls'
@@ -183,11 +183,12 @@ class Config:
   mask_rate: float = 0.15  # of uniform masking
   # Excludes a sentence's own block. Without it a reader soon learns to copy.
   ban_trivial: bool = True
+  # What p(y|z,x) is summed over z for: a sentence's masks together, or each.
   marginal: Literal['sequence', 'token'] = 'sequence'
   sentence_removal: float = 0.9  # ICT: how often the block loses the sentence
-  freeze_retriever_steps: int = 0
-  retriever_beam: int = 5000
-  reader_beam: int = 5
+  freeze_retriever_steps: int = 0  # the embedders learn from then on
+  retriever_beam: int = 5000  # passages that the retriever learns from
+  reader_beam: int = 5  # passages that are read, fine-tuning
   max_gold_rows: int = 256  # blocks with an answer, a question
   max_gold_spans: int = 4  # occurrences of the answers, a block
   # Fine-tuning too trains the document embedder (the paper freezes it): blocks

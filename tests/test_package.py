@@ -27,6 +27,7 @@ FLOORS = (
   ('evaluate',),
   ('jobs',),
   ('flags',),
+  ('verbs',),
   ('cli',),
 )
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
