@@ -64,14 +64,10 @@ class Disturbed:
 
   def end(self) -> int:
     """Lets both come to a swap once more, and stops them; the last step."""
+    newest = max(versions.list_versions(self.workdir / 'index'), default=1)
+    self._until(lambda: self._version_used() > newest)
     seen = self._newest_step()
-    self._until(lambda: self._newest_step() > max(seen, 40))
-    count = len(versions.list_versions(self.workdir / 'index'))
-    self._until(
-      lambda: len(versions.list_versions(self.workdir / 'index')) > count
-    )
-    seen = self._newest_step()
-    self._until(lambda: self._newest_step() > seen + 2)
+    self._until(lambda: self._newest_step() > seen + 5)
     for role in ('trainer', 'refresher'):
       self._stop(role)
     return checkpoints.steps(self.workdir)[-1]
@@ -137,6 +133,10 @@ class Disturbed:
 
   def _newest_step(self) -> int:
     return newest_step(self.workdir)
+
+  def _version_used(self) -> int:
+    swaps = files.read_lines(self.workdir / 'swaps.jsonl')
+    return swaps[-1]['version'] if swaps else 0
 
   def _until(self, condition) -> None:
     deadline = time.monotonic() + _PATIENCE

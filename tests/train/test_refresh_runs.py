@@ -170,6 +170,13 @@ def test_adaptive_asks_the_refresher_when_the_index_is_old(tmp_path, corpus):
   assert [manifest.checkpoint_step for manifest in found] == [0, 8]
 
 
+def test_a_slice_that_cannot_be_split_is_refused(tmp_path, corpus):
+  refresh = {'where': 'rolling', 'rows_per_step': 9}
+  config = make_config(corpus, refresh=refresh)
+  with pytest.raises(ValueError, match='rows_per_step: 9 is not a multiple'):
+    train('pretrain', config, str(tmp_path / 'w'))
+
+
 def test_rows_are_written_only_where_an_embedder_trains(tmp_path, corpus):
   for stage in ('ict', 'finetune'):
     config = small_runs.make_config(corpus, refresh={'write_back': True})
