@@ -1,6 +1,7 @@
 """A run whose processes are killed at seeded moments, and what must hold."""
 
 import collections
+import itertools
 import pathlib
 import random
 import signal
@@ -75,18 +76,15 @@ class Disturbed:
   def replay(self, last: int) -> list[tuple[int, float]]:
     """The losses of an undisturbed run with the same swaps."""
     again = self._folder / 'again'
-    process = self._run(['pretrain', '--config', 'replay.py'], again, 1)
-    self._until(
-      lambda: newest_step(again) >= last or process[0].poll() is not None
-    )
-    process[0].send_signal(signal.SIGTERM)
-    statuses, said = small_runs.finish(process)
-    assert statuses == [75], said
+    arguments = ['pretrain', '--config', 'replay.py']
+    self._running = {'replay': self._run(arguments, again, self._size)}
+    self._until(lambda: newest_step(again) >= last)
+    self._stop('replay')
     return [pair for pair in losses(again) if pair[0] <= last]
 
   def kill_all(self) -> None:
-    for cluster in self._running.values():
-      for process in cluster:
+    for process in itertools.chain(*self._running.values()):
+      if process.poll() is None:
         process.kill()
         process.wait()
 
@@ -142,6 +140,8 @@ class Disturbed:
     deadline = time.monotonic() + _PATIENCE
     while not condition():
       assert time.monotonic() < deadline, self.said()
+      for process in itertools.chain(*self._running.values()):
+        assert process.poll() is None, self.said()
       time.sleep(0.1)
 
 
