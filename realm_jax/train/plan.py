@@ -28,7 +28,6 @@ _REFRESH_SHARE = 0.9
 # XLA holds what is kept of many layers in part twice, in another order of axes:
 # found by compiling for v4:2x2x2 without remat (8.8 GB for 6.3).
 _COPIES = 1.35
-_TILE_ROWS = 8  # of an array on a TPU
 
 
 @dataclasses.dataclass(frozen=True)
@@ -143,10 +142,12 @@ def _abstract_mesh(
 
 def _tree_bytes(tree: Any, mesh: jax.sharding.AbstractMesh) -> int:
   """Of a device's part of parameters or moments."""
+  shards = mesh_lib.parameter_shards(mesh.shape['data'])
+  sizes = {'data': shards, 'model': mesh.shape['model']}
 
   def share(leaf: jax.ShapeDtypeStruct) -> int:
     axes = mesh_lib.parameter_spec(leaf.shape, mesh)
-    split = math.prod(mesh.shape[axis] for axis in axes if axis is not None)
+    split = math.prod(sizes[axis] for axis in axes if axis is not None)
     return leaf.size * leaf.dtype.itemsize // split
 
   return sum(map(share, jax.tree.leaves(tree)))
@@ -278,7 +279,7 @@ def _collective_bytes(
     for part in ('document_embedder', 'encoder')
   )
   # Queries and documents; the joint texts.
-  passes = (2 * embedder + encoder) * wide * config.micro_batches * share
+  passes = (2 * embedder + encoder) * wide * config.micro_batches
   batch, retrieved = config.batch_size, config.num_candidates - 1
   wordpieces = (
     batch * config.query_length
@@ -290,10 +291,9 @@ def _collective_bytes(
   found = retrieved + config.index.max_excluded
   tokens = batch * retrieved * corpus.block_length * 4
   queries = batch * model.retrieval_size * 4
-  gathered, summed = 2 * passes + queries * share, 2 * passes + tokens * share
-  if model.hidden_size // data < _TILE_ROWS:
-    # XLA gathers shards of less than a tile by summing them with zeros.
-    gathered, summed = queries * share, summed + 4 * passes
+  shards = mesh_lib.parameter_shards(data)
+  gathered = 2 * passes * (shards - 1) / shards + queries * share
+  summed = (2 * passes + tokens) * share
   looked_up = 2 * wordpieces // data * model.hidden_size * 4
   return {
     'all-gather': round(gathered),
