@@ -50,9 +50,15 @@ def test_the_papers_setup(capsys):
 def test_more_devices_hold_less_each_and_gpus_are_estimated(capsys):
   _, small = plan(capsys, '--topology=gpu:h100:8')
   _, large = plan(capsys, '--topology=gpu:h100:64')
-  for part in ('parameters', 'optimizer', 'index', 'token_table'):
+  # Parameters are split over 32 devices at most.
+  for part, ratio in (
+    ('parameters', 4),
+    ('optimizer', 4),
+    ('index', 8),
+    ('token_table', 8),
+  ):
     name = f'{part}_bytes_per_device'
-    assert small[name] / large[name] == pytest.approx(8, rel=0.1)
+    assert small[name] / large[name] == pytest.approx(ratio, rel=0.1)
   assert small['refresh_seconds_estimate'] == pytest.approx(
     8 * large['refresh_seconds_estimate']
   )
