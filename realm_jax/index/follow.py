@@ -48,6 +48,8 @@ class Follower:
     suitable: raises ValueError for a manifest that must not be used.
     local_rows: [start, stop) of this process's rows, of how many there are.
     poll_seconds: between two looks, at first.
+    keeps_up: a version that was not taken gives way to a newer one. For a loop
+      that takes one now and then; one that takes each would wait longer.
   """
 
   def __init__(
@@ -57,10 +59,14 @@ class Follower:
     suitable: Callable[[versions.Manifest], None],
     local_rows: Callable[[int], tuple[int, int]],
     poll_seconds: float,
+    keeps_up: bool = False,
   ):
     self._index = index
-    self._after = after  # only the first process counts
+    self._keeps_up = keeps_up
+    # Of the first process, which chooses:
+    self._after = after
     self._bad: set[int] = set()
+    self._ready: tuple[int, int] | None = None  # offer, version: all have it
     self._offers = 0
     self._calls = 0
     self._suitable = suitable
@@ -70,7 +76,6 @@ class Follower:
     # By offer: a process may be asked to read the next one before its loop has
     # come to the step that takes this one.
     self._read: dict[int, Ready] = {}
-    self._ready: int | None = None  # of the first process: all have read it
     self._stop = threading.Event()
     self._thread = threading.Thread(target=self._run, daemon=True)
     self._thread.start()
@@ -84,7 +89,9 @@ class Follower:
     offer = None
     if processes.is_first():
       with self._lock:
-        offer, self._ready = self._ready, None
+        if self._ready is not None:
+          offer, self._after = self._ready
+        self._ready = None
       if not processes.alone():
         processes.tell(f'swap/{self._calls}', offer)
         if self._calls > _KEPT_CALLS:
@@ -129,7 +136,7 @@ class Follower:
         processes.tell(f'index/read/{number}/{jax.process_index()}', error)
       elif self._all_have(number, error):
         with self._lock:
-          self._ready, self._after = number, version
+          self._ready = number, version
       else:
         self._bad.add(version)
 
@@ -149,12 +156,16 @@ class Follower:
       self._offers = offered[0]
       return offered[0], offered[1]
     with self._lock:
-      if self._ready is not None:
+      if self._ready is not None and not self._keeps_up:
         return None  # the loop has not taken the last one yet
     there = set(versions.list_versions(self._index)) - self._bad
     newest = max(there, default=0)
-    if newest <= self._after:
-      return None
+    with self._lock:
+      if newest <= (self._ready[1] if self._ready else self._after):
+        return None
+      if self._ready:  # two of them would need room
+        self._read.pop(self._ready[0])
+        self._ready = None
     self._offers += 1
     processes.tell('index/offer', [self._offers, newest])
     return self._offers, newest

@@ -128,7 +128,7 @@ class _Job:
     self._config: Config = workdir.config
     self._stop = stop
     self._mesh = mesh_lib.local_mesh()
-    self._built = -1  # the newest step that a version was made of
+    self._built = -1  # the newest step that has its version
 
   def once(self) -> int:
     """Builds the version that is missing, if one is."""
@@ -189,12 +189,10 @@ class _Job:
       finished = (self._workdir.path / 'finished.json').exists()
       steps = checkpoints.steps(self._workdir.path)
       newest = steps[-1] if steps else -1
-      if (
-        newest > self._built
-        and (finished or newest >= self._wanted())
-        and not self._published(newest, corpus, places)
-      ):
-        return newest
+      if newest > self._built and (finished or newest >= self._wanted()):
+        if not self._published(newest, corpus, places):
+          return newest
+        self._built = newest
       if finished and steps:
         return None
       processes.beat('waiting for a checkpoint')
@@ -208,10 +206,7 @@ class _Job:
     request = self._workdir.path / REQUEST
     asked = files.read_json(request)['step'] if request.exists() else -1
     index = self._workdir.index
-    made = [
-      versions.read_manifest(index, version).checkpoint_step
-      for version in versions.list_versions(index)
-    ]
+    made = [manifest.checkpoint_step for manifest in versions.readable(index)]
     return asked if asked > max(made, default=-1) else float('inf')
 
   def _pinned(self) -> str | None:
@@ -228,16 +223,11 @@ class _Job:
       corpus.fingerprint,
       self._config.index.rows_dtype,
     )
-    for index in places:
-      for version in reversed(versions.list_versions(index)):
-        found = versions.read_manifest(index, version)
-        if want == (
-          found.embedder_digest,
-          found.corpus_fingerprint,
-          found.dtype,
-        ):
-          return True
-    return False
+    return want in [
+      (found.embedder_digest, found.corpus_fingerprint, found.dtype)
+      for index in places
+      for found in versions.readable(index)
+    ]
 
   def _build(self, step: int, corpus: Corpus) -> None:
     processes.beat(f'restoring step {step}')

@@ -67,8 +67,7 @@ def find_base(
   """
   found: list[tuple[int, str, int]] = []
   for index in places if processes.is_first() else ():
-    for version in versions.list_versions(index):
-      manifest = versions.read_manifest(index, version)
+    for manifest in versions.readable(index):
       if (
         manifest.embedder_digest == embedder_digest
         and manifest.tokenizer_digest == corpus.tokenizer_digest
@@ -76,7 +75,7 @@ def find_base(
         and manifest.dim == config.model.retrieval_size
         and corpus.descends_from(manifest.corpus_fingerprint)
       ):
-        found.append((manifest.rows, str(index), version))
+        found.append((manifest.rows, str(index), manifest.version))
   best = processes.from_first(max(found, default=None))
   if best is None:
     return None

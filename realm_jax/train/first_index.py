@@ -69,10 +69,9 @@ class Choice:
     if resumed_step is None and self._config.index_from:
       self._check_shared()
     for index in (own,) if shared is None else (own, shared):
-      for version in reversed(versions.list_versions(index)):
-        manifest = versions.read_manifest(index, version)
+      for manifest in reversed(versions.readable(index)):
         if self._fits(manifest) and manifest.embedder_digest == digest:
-          return {'index': str(index), 'version': version}
+          return {'index': str(index), 'version': manifest.version}
     return None
 
   def replayed(self) -> dict[int, Place]:

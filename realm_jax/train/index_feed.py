@@ -97,6 +97,7 @@ class IndexFeed:
         self._choice.check,
         lambda rows: mesh_lib.local_rows(rows, mesh),
         refresh.poll_seconds,
+        keeps_up=refresh.policy == 'schedule',
       )
     self._probe: Probe | None = None
     versions_come = self._refreshes and refresh.where != 'rolling'

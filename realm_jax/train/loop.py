@@ -1,7 +1,8 @@
 """The one training loop. Steps are pure; everything else happens here.
 
 The order of operations between two steps, and nothing outside it:
-  1. swap in a new index version, if one is ready (in-process: make it);
+  1. swap in a new index version, if one is ready (in-process: make it; the
+     policy `bounded`: wait for it);
   2. save, if the step says so or SIGTERM came;
   3. take the next batch, which a thread has made ahead;
   4. dispatch the step (one that is profiled runs alone, profile.py);

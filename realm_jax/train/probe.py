@@ -145,7 +145,7 @@ def _compare(
   best_BK = _best_fresh(params, new, query_BE, row_BU, config, sep_id, k)
   return (
     overlap(new_BK, old_BK),
-    kl_BU.sum(-1).mean(),
+    jnp.maximum(kl_BU.sum(-1).mean(), 0.0),  # rounding
     overlap(best_BK, old_BK),
     overlap(best_BK, new_BK),
   )

@@ -61,8 +61,9 @@ def too_stale(refresh: RefreshConfig, step: int, since: int) -> bool:
 class Patience:
   """Waits, by the policy `bounded`, until the index is new enough.
 
-  Ends without it when SIGTERM came or no refresher is there: training goes on
-  with the index it has, and looks for a refresher again some steps later.
+  Ends without it when SIGTERM came or no refresher is there (one that died on
+  another machine is missed a quarter of an hour later): training goes on with
+  the index it has, and looks for a refresher again some steps later.
   """
 
   def __init__(self, refresh: RefreshConfig):

@@ -54,8 +54,7 @@ class VersionMaker:
     if not self._delay:
       return
     index, made = self._workdir.index, {}
-    for version in versions.list_versions(index):
-      manifest = versions.read_manifest(index, version)
+    for manifest in versions.readable(index):
       if since < manifest.checkpoint_step <= step:
         made[manifest.checkpoint_step] = manifest
     self._newest = max(made, default=since)

@@ -7,6 +7,7 @@ at. Deleting starts with it.
 
 import dataclasses
 import json
+import sys
 import zlib
 from collections.abc import Callable
 from typing import Any
@@ -113,6 +114,23 @@ def read_manifest(index: epath.PathLike, version: int) -> Manifest:
   if manifest.version != version:
     raise ValueError(f'{path}: is the manifest of version {manifest.version}')
   return manifest
+
+
+def readable(index: epath.PathLike) -> list[Manifest]:
+  """The manifests of the committed versions, oldest first.
+
+  One that is damaged is named on standard error and left out: it must not keep
+  a job from its work with the others.
+  """
+  found = []
+  for version in list_versions(index):
+    try:
+      found.append(read_manifest(index, version))
+    except FileNotFoundError:
+      continue  # deleted just now
+    except ValueError as error:
+      print(f'index version {version} passed over: {error}', file=sys.stderr)
+  return found
 
 
 def write_manifest(index: epath.PathLike, manifest: Manifest) -> None:

@@ -47,6 +47,14 @@ def test_once_without_a_checkpoint_is_refused(tmp_path, config):
     refresh(str(tmp_path / 'w'), follow=False)
 
 
+@pytest.mark.parametrize('where', ['in_process', 'rolling'])
+def test_a_run_that_refreshes_itself_is_not_followed(make_run, config, where):
+  workdir = make_run(config_lib.replace(config, refresh={'where': where}))
+  with pytest.raises(ValueError, match=f'where is {where}: the trainer'):
+    refresh(str(workdir.path), follow=True)
+  assert refresh(str(workdir.path), follow=False) == 0
+
+
 def test_a_second_refresher_is_refused(make_run, config):
   workdir = make_run(config)
   with (
@@ -279,6 +287,46 @@ def test_follower_passes_over_what_is_damaged_or_foreign(tmp_path, capsys):
     assert take().manifest.version == 5
   finally:
     follower.close()
+
+
+def test_follower_keeps_up_with_what_is_not_taken(tmp_path):
+  index = tmp_path / 'index'
+  index.mkdir()
+
+  def wait_until(condition):
+    deadline = time.monotonic() + 10
+    while not condition():
+      assert time.monotonic() < deadline
+      time.sleep(0.01)
+
+  follower = Follower(
+    index, 0, lambda _: None, lambda rows: (0, rows), 0.01, keeps_up=True
+  )
+  try:
+    for version in (1, 2):
+      publish(index, version)
+      wait_until(lambda version=version: follower._ready == (version, version))
+    # A newer one that is damaged does not cost the older one.
+    publish(tmp_path / 'aside', 3)
+    moved = versions.directory(tmp_path / 'aside', 3)
+    (moved / 'rows' / 'c' / '0' / '0').write_bytes(b'')
+    os.rename(moved, versions.directory(index, 3))
+    wait_until(lambda: follower._bad and follower._ready)
+    assert follower.take().manifest.version == 2
+    assert follower.take() is None and follower._read == {}
+  finally:
+    follower.close()
+
+
+def test_a_damaged_manifest_does_not_end_a_refresher(make_run, config, capsys):
+  workdir = make_run(config, steps=(1,))
+  assert refresh(str(workdir.path), follow=False) == 0
+  manifest = versions.directory(workdir.index, 1) / 'manifest.json'
+  manifest.write_text(manifest.read_text().replace('"dim": 8', '"dim": 9'))
+  make_run(config, steps=(2,))
+  assert refresh(str(workdir.path), follow=False) == 0
+  assert versions.read_manifest(workdir.index, 2).checkpoint_step == 2
+  assert f'{manifest}: is damaged' in capsys.readouterr().err
 
 
 def test_follower_falls_back_from_a_damaged_version(tmp_path, capsys):

@@ -21,7 +21,7 @@ COUNT = 50
 
 @pytest.fixture(scope='module')
 def store(tmp_path_factory):
-  return small_runs.make_corpus(tmp_path_factory.mktemp('corpus'))
+  return small_runs.make_corpus(tmp_path_factory.mktemp('corpus'), COUNT)
 
 
 def renewed(store, config, mesh, step, retrieved):
@@ -48,7 +48,9 @@ def renewed(store, config, mesh, step, retrieved):
         index, params, jnp.int32(step), retrieved, config, COUNT, sep_id
       )
     )(index, mesh_lib.put_whole(retrieved, mesh))
-  fresh_NE = embed_tokens(params, token_NL.astype(np.int32), config, sep_id)
+  fresh_NE = embed_tokens(
+    params['document_embedder'], token_NL.astype(np.int32), config, sep_id
+  )
   rows_NE = np.asarray(after.rows_NE)[:COUNT]
   return before_NE.astype(np.float32), rows_NE, np.asarray(fresh_NE)
 
