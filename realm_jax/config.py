@@ -133,7 +133,7 @@ class IndexConfig:
   token_table: Literal['device'] = 'device'
   keep: int = 3  # versions kept on disk
   min_recall: float = 0.0  # a build below this recall@k is refused
-  search_block: int = 8192  # rows scored at a time on a device
+  search_block: int = 4096  # rows scored at a time on a device
   max_excluded: int = 8  # rows a query may exclude (trivial retrieval)
 
   def validate(self) -> None:

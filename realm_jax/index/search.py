@@ -28,7 +28,7 @@ class Index:
   rows_NE: jax.Array
   valid_N: jax.Array  # bool
   tokens_NL: jax.Array  # `[CLS] title [SEP] body [SEP]`, uint16 or int32
-  block: int = dataclasses.field(default=8192, metadata={'static': True})
+  block: int = dataclasses.field(default=4096, metadata={'static': True})
 
 
 def search(
@@ -105,9 +105,9 @@ def _search(
   num_queries = query_BE.shape[0]
   # The exchange gives each device along `data` its share of the queries.
   padding = -num_queries % data
-  query_BE = jnp.pad(
-    jax.lax.stop_gradient(query_BE).astype(jnp.float32), ((0, padding), (0, 0))
-  )
+  if query_BE.dtype != jnp.bfloat16:
+    query_BE = query_BE.astype(jnp.float32)
+  query_BE = jnp.pad(jax.lax.stop_gradient(query_BE), ((0, padding), (0, 0)))
 
   def shard(
     rows_nE: jax.Array, valid_n: jax.Array, query_BE: jax.Array
