@@ -30,10 +30,10 @@ Parts = dict[int, scann_build.Part] | scann_host.Searchers
 
 
 class Built(NamedTuple):
-  """The files of a version, and the recall that was measured."""
+  """The files of a version, and what the probe's queries find with them."""
 
   parts: PartFiles
-  recall: float
+  row_BK: np.ndarray
 
 
 def build(
@@ -57,7 +57,7 @@ def build(
     read: rows of the version.
     alive: which of them may be found.
     query_BE: of the probe.
-    exact_BK: the rows that they should find.
+    exact_BK: what exact search of the version's rows finds for them.
     before: options of the version before, kept as long as they do: others
       would compile the step again.
 
@@ -91,14 +91,15 @@ def build(
       searchers = scann_host.Searchers(by_shard, leaves, reorder)
       return searchers.search(query_BE, k)
 
-  def measure(leaves: int, reorder: int) -> float:
+  def find(leaves: int, reorder: int) -> np.ndarray:
     processes.beat(f'recall with {leaves} leaves, {reorder} reordered')
     score_BK, row_BK = search(leaves, reorder)
     everyone = processes.gather([shards.finite(score_BK), row_BK.tolist()])
-    together = shards.best([tuple(map(np.array, x)) for x in everyone], k)
-    return recall_of(together[1], exact_BK)
+    return shards.best([tuple(map(np.array, x)) for x in everyone], k)[1]
 
-  searched, reorder, recall = choose(measure, config, most, before)
+  searched, reorder = choose(
+    lambda *options: recall_of(find(*options), exact_BK), config, most, before
+  )
   options = {
     'num_shards': count,
     'num_leaves': leaves,
@@ -109,7 +110,7 @@ def build(
   for part, size in processes.gather([files, _bytes(path, files)]):
     crcs.update(part)
     sizes += size
-  return Built(PartFiles(options, crcs, sizes), recall)
+  return Built(PartFiles(options, crcs, sizes), find(searched, reorder))
 
 
 def recall_of(row_BK: np.ndarray, exact_BK: np.ndarray) -> float:
@@ -123,7 +124,7 @@ def choose(
   config: Config,
   most: int,
   before: dict[str, int],
-) -> tuple[int, int, float]:
+) -> tuple[int, int]:
   """The least leaves, then the fewest rescored rows, that are good enough.
 
   Args:
@@ -133,31 +134,28 @@ def choose(
     before: options to keep if they are good enough.
 
   Returns:
-    Leaves, rescored rows, and the recall with both. The target may be out of
-    reach: then all leaves.
+    Leaves and rescored rows; all leaves, where the target is out of reach.
   """
   options, target = config.index, config.index.target_recall
   given = options.num_leaves_to_search, options.reordering_num_neighbors
   if all(given):
-    return *given, measure(*given)
+    return given
   if before:
     kept = (
       given[0] or min(before['num_leaves_to_search'], most),
       given[1] or before['reordering_num_neighbors'],
     )
-    recall = measure(*kept)
-    if recall >= target:
-      return *kept, recall
+    if measure(*kept) >= target:
+      return kept
   leaves, reorder = given[0] or 1, given[1] or _REORDER[-1]
   recall = measure(leaves, reorder)
   while recall < target and leaves < most and not given[0]:
     leaves = min(max(leaves + 1, int(leaves * _LEAVES_STEP)), most)
     recall = measure(leaves, reorder)
   for fewer in () if given[1] else _REORDER[:-1]:
-    found = measure(leaves, fewer)
-    if found >= min(target, recall):
-      return leaves, fewer, found
-  return leaves, reorder, recall
+    if measure(leaves, fewer) >= min(target, recall):
+      return leaves, fewer
+  return leaves, reorder
 
 
 def check(manifest: versions.Manifest, config: Config) -> None:

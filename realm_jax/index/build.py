@@ -164,14 +164,15 @@ def _add_parts(
     writer.read,
     corpus.alive,
     probe.query_BE,
-    probe.exact_rows(),
+    probe.stored_rows(),
     before,
   )
   seconds = round(time.monotonic() - began, 3)
   parts = built.parts._replace(
     options={**built.parts.options, 'seconds': seconds}
   )
-  return parts, {f'recall@{_PROBE_K}': built.recall}
+  recall = approximate.recall_of(built.row_BK, probe.exact_rows())
+  return parts, {f'recall@{_PROBE_K}': recall}
 
 
 def embed_corpus(
@@ -395,11 +396,18 @@ class _Probe:
 
   def recall(self) -> dict[str, float]:
     """Of the rows of all processes together."""
-    recall = approximate.recall_of(_together(self._stored), self.exact_rows())
+    recall = approximate.recall_of(self.stored_rows(), self.exact_rows())
     return {f'recall@{_PROBE_K}': recall}
 
+  def stored_rows(self) -> np.ndarray:
+    """What exact search of the rows as stored finds."""
+    return _together(self._stored)
+
   def exact_rows(self) -> np.ndarray:
-    """What exact search finds, [B, K], -1 for none; asked by all processes."""
+    """What exact search of the rows before rounding finds.
+
+    [B, K], -1: none. All processes ask together.
+    """
     return _together(self._exact)
 
 
