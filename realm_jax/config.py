@@ -13,6 +13,8 @@ import typing
 from collections.abc import Iterable
 from typing import Any, Literal, get_args, get_origin
 
+from realm_jax.index_config import IndexConfig
+
 FORMAT_VERSION = 1
 
 
@@ -125,28 +127,6 @@ class MeshConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class IndexConfig:
-  """The index over the corpus Z."""
-
-  kind: Literal['exact'] = 'exact'
-  rows_dtype: Literal['float32', 'bfloat16'] = 'bfloat16'
-  token_table: Literal['device'] = 'device'
-  keep: int = 3  # versions kept on disk
-  min_recall: float = 0.0  # a build below this recall@k is refused
-  search_block: int = 4096  # rows scored at a time on a device
-  max_excluded: int = 8  # rows a query may exclude (trivial retrieval)
-
-  def validate(self) -> None:
-    _at_least('index', 'keep', self.keep, 1)
-    _at_least('index', 'search_block', self.search_block, 1)
-    _at_least('index', 'max_excluded', self.max_excluded, 1)
-    if not 0 <= self.min_recall <= 1:
-      raise ValueError(
-        f'index.min_recall: {self.min_recall}, must be a fraction in [0, 1]'
-      )
-
-
-@dataclasses.dataclass(frozen=True)
 class RefreshConfig:
   """How the index follows the model (paper section 3.3)."""
 
@@ -214,7 +194,7 @@ class Config:
   model: ModelConfig = ModelConfig()
   optimizer: OptimizerConfig = OptimizerConfig()
   mesh: MeshConfig = MeshConfig()
-  index: IndexConfig = IndexConfig()
+  index: IndexConfig = dataclasses.field(default_factory=IndexConfig)
   refresh: RefreshConfig = RefreshConfig()
 
   def validate(self) -> None:

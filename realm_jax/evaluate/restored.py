@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -10,8 +11,9 @@ from etils import epath
 
 from realm_jax.config import Config, MeshConfig
 from realm_jax.corpus.store import Corpus
-from realm_jax.index import build
+from realm_jax.index import approximate, build
 from realm_jax.index.refresh import restore_part
+from realm_jax.index.scann_host import HostIndex, Searchers
 from realm_jax.index.search import Index
 from realm_jax.parallel import mesh as mesh_lib
 from realm_jax.text.wordpiece import WordPiece
@@ -67,7 +69,7 @@ class Restored:
   mesh: jax.sharding.Mesh
   corpus: Corpus | Textless
   params: dict[str, Any]
-  index: Index | None
+  index: Index | HostIndex | None
   checkpoint_step: int
   index_step: int | None
 
@@ -134,11 +136,7 @@ def restore(
     corpus_fingerprint=corpus.fingerprint,
     tokenizer_digest=corpus.tokenizer_digest,
   )
-  if manifest.dtype != config.index.rows_dtype:
-    raise ValueError(
-      f'index version {manifest.version}: rows are {manifest.dtype}, '
-      f'index.rows_dtype is {config.index.rows_dtype}'
-    )
+  approximate.check(manifest, config)
 
   def read(start: int, stop: int) -> np.ndarray:
     return rows_lib.read_rows(index_path, manifest.version, start, stop)
@@ -149,10 +147,25 @@ def restore(
     mesh,
     corpus,
     params,
-    build.load_index(corpus, config, mesh, read),
+    _load_index(corpus, config, mesh, read, index_path, manifest),
     step,
     manifest.checkpoint_step,
   )
+
+
+def _load_index(
+  corpus: Any,
+  config: Config,
+  mesh: jax.sharding.Mesh,
+  read: Callable[[int, int], np.ndarray],
+  index_path: epath.Path,
+  manifest: versions.Manifest,
+) -> Index | HostIndex:
+  parts = approximate.read(index_path, manifest, config, mesh)
+  index = build.load_index(corpus, config, mesh, read, manifest, parts)
+  if isinstance(parts, Searchers):
+    return HostIndex(index, parts, read(0, manifest.rows))
+  return index
 
 
 def chosen_step(workdir: Workdir, step: int | None) -> int:

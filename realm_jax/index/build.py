@@ -1,6 +1,7 @@
 """Embedding a corpus into an index version, and putting one on the devices."""
 
 import concurrent.futures
+import dataclasses
 import functools
 import time
 from collections.abc import Callable, Iterator
@@ -14,6 +15,7 @@ from etils import epath
 from realm_jax.config import Config
 from realm_jax.corpus.store import Corpus
 from realm_jax.data import sentences
+from realm_jax.index import approximate, shards
 from realm_jax.index.search import Index
 from realm_jax.model import parts
 from realm_jax.parallel import mesh as mesh_lib
@@ -110,15 +112,19 @@ def build_version(
     stored_nE = rows_nE.astype(dtype)
     writer.write(start, stored_nE)
     probe.add(start, rows_nE, stored_nE)
-  recall = probe.recall()
+  writer.finish()
+  processes.barrier()
+  recall, parts = probe.recall(), None
+  if config.index.kind != 'exact':
+    parts, recall = _add_parts(
+      index, version, writer, corpus, config, mesh, probe
+    )
   if recall[f'recall@{_PROBE_K}'] < config.index.min_recall:
     raise ValueError(
       f'{index}: version {version} has recall@{_PROBE_K} '
       f'{recall[f"recall@{_PROBE_K}"]:.4f}, below index.min_recall '
       f'{config.index.min_recall}; not published'
     )
-  writer.finish()
-  processes.barrier()
   if processes.is_first():
     writer.commit(
       checkpoint_step=checkpoint_step,
@@ -128,9 +134,45 @@ def build_version(
       kind=config.index.kind,
       recall=recall,
       build_seconds=round(time.monotonic() - began, 3),
+      parts=parts,
     )
   processes.barrier()
   return versions.read_manifest(index, version)
+
+
+def _add_parts(
+  index: epath.PathLike,
+  version: int,
+  writer: rows_lib.VersionWriter,
+  corpus: Corpus,
+  config: Config,
+  mesh: jax.sharding.Mesh,
+  probe: '_Probe',
+) -> tuple[rows_lib.PartFiles, dict[str, float]]:
+  """Builds what an approximate kind needs of the rows, and measures it."""
+  began = time.monotonic()
+  before = processes.from_first(
+    versions.newest_options(index, config.index.kind, config.index.num_shards)
+    if processes.is_first()
+    else None
+  )
+  built = approximate.build(
+    versions.directory(index, version),
+    config,
+    mesh,
+    corpus.num_blocks,
+    writer.read,
+    corpus.alive,
+    probe.query_BE,
+    probe.stored_rows(),
+    before,
+  )
+  seconds = round(time.monotonic() - began, 3)
+  parts = built.parts._replace(
+    options={**built.parts.options, 'seconds': seconds}
+  )
+  recall = approximate.recall_of(built.row_BK, probe.exact_rows())
+  return parts, {f'recall@{_PROBE_K}': recall}
 
 
 def embed_corpus(
@@ -243,6 +285,8 @@ def load_index(
   config: Config,
   mesh: jax.sharding.Mesh,
   read: Callable[[int, int], np.ndarray],
+  manifest: versions.Manifest | None = None,
+  parts: approximate.Parts | None = None,
 ) -> Index:
   """Puts an index version and the token table on the devices.
 
@@ -251,17 +295,20 @@ def load_index(
     config: of the run.
     mesh: over which rows are split.
     read: `read(start, stop)` gives rows of the version.
+    manifest: of the version, with
+    parts: what approximate.read gave for it.
 
   Returns:
-    The Index.
+    The Index; of the kind scann_host without rows.
   """
   length = corpus.block_length
   token_dtype = corpus.tokens(slice(0, 1)).dtype
   count = corpus.num_blocks
-  return Index(
-    put_version(config, count, mesh, read),
-    mesh_lib.put_rows(corpus.alive, count, (), np.bool_, mesh),
-    mesh_lib.put_rows(
+  total = shards.padded_rows(config, count, mesh)
+  index = Index(
+    rows_NE=None,
+    valid_N=mesh_lib.put_rows(corpus.alive, count, (), np.bool_, mesh, total),
+    tokens_NL=mesh_lib.put_rows(
       lambda start, stop: corpus.tokens(slice(start, stop)),
       count,
       (length,),
@@ -270,22 +317,34 @@ def load_index(
     ),
     block=config.index.search_block,
   )
+  return put_version(index, config, count, mesh, read, manifest, parts)
 
 
 def put_version(
+  index: Index,
   config: Config,
   num_rows: int,
   mesh: jax.sharding.Mesh,
   read: Callable[[int, int], np.ndarray],
-) -> jax.Array:
-  """The rows of a version on the devices; see load_index."""
-  return mesh_lib.put_rows(
+  manifest: versions.Manifest | None = None,
+  parts: approximate.Parts | None = None,
+) -> Index:
+  """The index with the rows of another version; see load_index."""
+  if config.index.kind == 'scann_host':
+    return index
+  rows_NE = mesh_lib.put_rows(
     read,
     num_rows,
     (config.model.retrieval_size,),
     jnp.dtype(config.index.rows_dtype),
     mesh,
+    shards.padded_rows(config, num_rows, mesh),
   )
+  tree = None
+  if isinstance(parts, dict):
+    assert manifest is not None
+    tree = approximate.tree(parts, manifest, mesh)
+  return dataclasses.replace(index, rows_NE=rows_NE, tree=tree)
 
 
 class _Probe:
@@ -311,7 +370,7 @@ class _Probe:
       tokenizer.cls_id,
       tokenizer.sep_id,
     )
-    self._query_BE = np.asarray(
+    self.query_BE = np.asarray(
       embed_tokens(params, query_BL, config=config, sep_id=tokenizer.sep_id)
     )
     self._corpus = corpus
@@ -325,38 +384,34 @@ class _Probe:
     alive_n = self._corpus.alive(start, start + len(exact_nE))
 
     def better(best: Any, rows_nE: np.ndarray) -> Any:
-      score_Bn = self._query_BE @ rows_nE.T
+      score_Bn = self.query_BE @ rows_nE.T
       score_Bn[:, ~alive_n] = -np.inf
       row_Bn = np.broadcast_to(
         np.arange(start, start + len(rows_nE)), score_Bn.shape
       )
-      return _best([best, (score_Bn, row_Bn)])
+      return shards.best([best, (score_Bn, row_Bn)], _PROBE_K)
 
     self._exact = better(self._exact, exact_nE)
     self._stored = better(self._stored, stored_nE.astype(np.float32))
 
   def recall(self) -> dict[str, float]:
     """Of the rows of all processes together."""
-    exact_BK, stored_BK = (
-      _best(
-        [
-          tuple(map(np.array, pair))
-          for pair in processes.gather([x.tolist() for x in best])
-        ]
-      )[1]
-      for best in (self._exact, self._stored)
-    )
-    hits = (exact_BK[:, :, None] == stored_BK[:, None, :]).any(2)
-    return {f'recall@{_PROBE_K}': float(hits.mean())}
+    recall = approximate.recall_of(self.stored_rows(), self.exact_rows())
+    return {f'recall@{_PROBE_K}': recall}
+
+  def stored_rows(self) -> np.ndarray:
+    """What exact search of the rows as stored finds."""
+    return _together(self._stored)
+
+  def exact_rows(self) -> np.ndarray:
+    """What exact search of the rows before rounding finds.
+
+    [B, K], -1: none. All processes ask together.
+    """
+    return _together(self._exact)
 
 
-def _best(
-  parts: list[tuple[np.ndarray, ...]],
-) -> tuple[np.ndarray, np.ndarray]:
-  """Scores and rows of the best of several results, [B, n] each."""
-  score_BK, row_BK = (np.concatenate(x, 1) for x in zip(*parts, strict=True))
-  place_BK = np.argsort(-score_BK, 1, kind='stable')[:, :_PROBE_K]
-  return (
-    np.take_along_axis(score_BK, place_BK, 1),
-    np.take_along_axis(row_BK, place_BK, 1),
-  )
+def _together(best: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
+  """Rows of the best that all processes have seen, -1 for none."""
+  everyone = processes.gather([shards.finite(best[0]), best[1].tolist()])
+  return shards.best([tuple(map(np.array, x)) for x in everyone], _PROBE_K)[1]

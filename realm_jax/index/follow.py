@@ -4,12 +4,13 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from etils import epath
 
+from realm_jax.index import approximate
 from realm_jax.parallel import processes
 from realm_jax.workdir import rows as rows_lib
 from realm_jax.workdir import versions
@@ -24,6 +25,7 @@ class Ready(NamedTuple):
   manifest: versions.Manifest
   start: int  # the first row read
   rows_nE: np.ndarray
+  parts: approximate.Parts | None = None  # of the kind
 
 
 class Follower:
@@ -44,6 +46,7 @@ class Follower:
     suitable: raises ValueError for a manifest that must not be used.
     local_rows: [start, stop) of this process's rows, of how many there are.
     poll_seconds: between two looks.
+    read_parts: what the kind has beside the rows; runs in the thread.
   """
 
   def __init__(
@@ -53,11 +56,13 @@ class Follower:
     suitable: Callable[[versions.Manifest], None],
     local_rows: Callable[[int], tuple[int, int]],
     poll_seconds: float,
+    read_parts: Callable[[versions.Manifest], Any] = lambda _: None,
   ):
     self._index = index
     self._seen = after
     self._suitable = suitable
     self._local_rows = local_rows
+    self._read_parts = read_parts
     self._poll_seconds = poll_seconds
     self._lock = threading.Lock()
     # By version: a process may be asked to read the next one before its loop
@@ -139,7 +144,7 @@ class Follower:
     self._suitable(manifest)
     start, stop = self._local_rows(manifest.rows)
     rows_nE = rows_lib.read_rows(self._index, version, start, stop)
-    return Ready(manifest, start, rows_nE)
+    return Ready(manifest, start, rows_nE, self._read_parts(manifest))
 
   def _all_have(self, version: int, error: str | None) -> bool:
     """Whether all processes could read their rows; the first one waits."""

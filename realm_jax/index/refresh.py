@@ -14,7 +14,7 @@ from etils import epath
 
 from realm_jax.config import Config
 from realm_jax.corpus.store import Corpus
-from realm_jax.index import build
+from realm_jax.index import approximate, build
 from realm_jax.parallel import mesh as mesh_lib
 from realm_jax.parallel import processes
 from realm_jax.workdir import checkpoints, files, versions
@@ -150,16 +150,12 @@ class _Job:
     want = (
       embedder_digest(self._workdir, step),
       corpus.fingerprint,
-      self._config.index.rows_dtype,
     )
     for index in places:
       for version in reversed(versions.list_versions(index)):
         found = versions.read_manifest(index, version)
-        if want == (
-          found.embedder_digest,
-          found.corpus_fingerprint,
-          found.dtype,
-        ):
+        have = (found.embedder_digest, found.corpus_fingerprint)
+        if have == want and not approximate.difference(found, self._config):
           return True
     return False
 

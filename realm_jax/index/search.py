@@ -10,7 +10,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from realm_jax.index import exact
+from realm_jax.index import exact, scann
 from realm_jax.parallel.mesh import BATCH, ROWS
 
 P = jax.sharding.PartitionSpec
@@ -25,10 +25,11 @@ class Index:
   not `valid`.
   """
 
-  rows_NE: jax.Array
+  rows_NE: jax.Array | None  # None: the rows are with the hosts
   valid_N: jax.Array  # bool
   tokens_NL: jax.Array  # `[CLS] title [SEP] body [SEP]`, uint16 or int32
   block: int = dataclasses.field(default=4096, metadata={'static': True})
+  tree: scann.Tree | None = None  # of the kind scann
 
 
 def search(
@@ -60,6 +61,22 @@ def search(
   score_BK, row_BK = _search(index, query_BE, k + exclude_BX.shape[1])
   score_BK, row_BK, _ = drop_excluded(score_BK, row_BK, exclude_BX, k)
   return score_BK, row_BK
+
+
+def find(
+  index: Index, batch: dict[str, jax.Array], query_BE: jax.Array, k: int
+) -> tuple[jax.Array, jax.Array]:
+  """What the hosts have found for a batch, else what `search` finds.
+
+  Args:
+    index: to search.
+    batch: with found_score_BK and found_row_BK, or without.
+    query_BE: of the batch.
+    k: rows to return.
+  """
+  if 'found_row_BK' in batch:
+    return batch['found_score_BK'], batch['found_row_BK']
+  return search(index, query_BE, k)
 
 
 def drop_excluded(
@@ -95,6 +112,8 @@ def _search(
 ) -> tuple[jax.Array, jax.Array]:
   if k < 1:
     raise ValueError(f'search: k is {k}, must be at least 1')
+  if index.rows_NE is None:
+    raise ValueError('search: the rows of this index are with the hosts')
   if query_BE.shape[1] != index.rows_NE.shape[1]:
     raise ValueError(
       f'search: queries have {query_BE.shape[1]} dimensions, the index has '
@@ -110,11 +129,17 @@ def _search(
   query_BE = jnp.pad(jax.lax.stop_gradient(query_BE), ((0, padding), (0, 0)))
 
   def shard(
-    rows_nE: jax.Array, valid_n: jax.Array, query_BE: jax.Array
+    tree: scann.Tree | None,
+    rows_nE: jax.Array,
+    valid_n: jax.Array,
+    query_BE: jax.Array,
   ) -> tuple[jax.Array, jax.Array]:
     n = rows_nE.shape[0]
     place = jax.lax.axis_index('data') * model + jax.lax.axis_index('model')
-    score_BK, row_BK = exact.top_k(rows_nE, valid_n, query_BE, k, index.block)
+    if tree is None:
+      score_BK, row_BK = exact.top_k(rows_nE, valid_n, query_BE, k, index.block)
+    else:
+      score_BK, row_BK = scann.top_k(tree, rows_nE, valid_n, query_BE, k)
     row_BK = jnp.where(score_BK == -jnp.inf, -1, row_BK + place * n)
     # Merge over `model`, then each `data` peer merges its own queries. Peers
     # come in order of their rows, so equal scores stay in order of row.
@@ -132,10 +157,10 @@ def _search(
 
   score_BK, row_BK = jax.shard_map(
     shard,
-    in_specs=(ROWS, ROWS, P()),
+    in_specs=(ROWS, ROWS, ROWS, P()),
     out_specs=BATCH,
     check_vma=False,  # peers along `model` hold equal results
-  )(index.rows_NE, index.valid_N, query_BE)
+  )(index.tree, index.rows_NE, index.valid_N, query_BE)
   return score_BK[:num_queries], row_BK[:num_queries]
 
 

@@ -1,6 +1,5 @@
 """The index of a training run: the first version, and the swaps."""
 
-import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -10,9 +9,10 @@ from etils import epath
 
 from realm_jax.config import Config
 from realm_jax.corpus.store import Corpus
-from realm_jax.index import build
+from realm_jax.index import approximate, build, shards
 from realm_jax.index.follow import Follower
 from realm_jax.index.refresh import in_use
+from realm_jax.index.scann_host import HostIndex, Searchers
 from realm_jax.index.search import Index
 from realm_jax.parallel import mesh as mesh_lib
 from realm_jax.parallel import processes
@@ -64,16 +64,21 @@ class IndexFeed:
     self._follower: Follower | None = None
     source, manifest = self._first(params, resumed_step)
     self._note(resumed_step or 0, manifest, source)
+    parts = approximate.read(source, manifest, config, mesh)
     self.index: Index = build.load_index(
-      corpus, config, mesh, _reader(source, manifest)
+      corpus, config, mesh, _reader(source, manifest), manifest, parts
     )
+    self._hold(parts, source, manifest)
     if config.refresh.where == 'separate' and not frozen:
       self._follower = Follower(
         workdir.index,
         self.version or 0,
         self._check,
-        lambda rows: mesh_lib.local_rows(rows, mesh),
+        lambda rows: shards.local_rows(config, rows, mesh),
         config.refresh.poll_seconds,
+        lambda manifest: approximate.read(
+          workdir.index, manifest, config, mesh
+        ),
       )
 
   def swap(self, step: int, params: dict[str, Any], last: bool) -> bool:
@@ -88,7 +93,10 @@ class IndexFeed:
       if not due:
         return False
       manifest = self._build(params, step)
-      self._put(step, manifest, _reader(self._workdir.index, manifest))
+      parts = approximate.read(
+        self._workdir.index, manifest, self._config, self._mesh
+      )
+      self._put(step, manifest, _reader(self._workdir.index, manifest), parts)
       return True
     ready = self._follower.take(step) if self._follower else None
     if ready is not None:
@@ -97,7 +105,7 @@ class IndexFeed:
       def read(start: int, stop: int) -> np.ndarray:
         return rows_nE[start - first : stop - first]
 
-      self._put(step, ready.manifest, read)
+      self._put(step, ready.manifest, read, ready.parts)
     return False
 
   def staleness(self, step: int) -> dict[str, int]:
@@ -203,10 +211,32 @@ class IndexFeed:
     step: int,
     manifest: versions.Manifest,
     read: Callable[[int, int], np.ndarray],
+    parts: approximate.Parts | None,
   ) -> None:
-    rows = build.put_version(self._config, manifest.rows, self._mesh, read)
-    self.index = dataclasses.replace(self.index, rows_NE=rows)
+    self.index = build.put_version(
+      self.index, self._config, manifest.rows, self._mesh, read, manifest, parts
+    )
+    self._hold(parts, self._workdir.index, manifest)
     self._note(step, manifest, self._workdir.index)
+
+  @property
+  def searchable(self) -> Index | HostIndex:
+    """What can be searched outside of the step."""
+    if self._searchers is None:
+      return self.index
+    return HostIndex(self.index, self._searchers, self._host_rows)
+
+  def _hold(
+    self,
+    parts: approximate.Parts | None,
+    source: epath.Path,
+    manifest: versions.Manifest,
+  ) -> None:
+    """Keeps what stays with the host: searchers, and rows to train on."""
+    self._searchers = parts if isinstance(parts, Searchers) else None
+    self._host_rows = None
+    if self._searchers is not None and self._frozen:
+      self._host_rows = _reader(source, manifest)(0, manifest.rows)
 
   def _note(
     self, step: int, manifest: versions.Manifest, source: epath.Path
@@ -233,12 +263,7 @@ class IndexFeed:
       corpus_fingerprint=self._corpus.fingerprint,
       tokenizer_digest=self._corpus.tokenizer_digest,
     )
-    want = self._config.index.rows_dtype
-    if manifest.dtype != want:
-      raise ValueError(
-        f'index version {manifest.version}: rows are {manifest.dtype}, '
-        f'index.rows_dtype is {want}'
-      )
+    approximate.check(manifest, self._config)
 
 
 def _reader(index: epath.Path, manifest: versions.Manifest) -> Any:

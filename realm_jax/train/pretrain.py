@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from realm_jax.config import Config
 from realm_jax.index.gather import gather
-from realm_jax.index.search import Index, drop_excluded, search
+from realm_jax.index.search import Index, drop_excluded, find
 from realm_jax.model import parts
 from realm_jax.model.joint import join
 from realm_jax.train import losses, samples
@@ -31,7 +31,8 @@ def pretrain_step(
 
   Args:
     state: with the embedders' and the encoder's parameters.
-    batch: query_BL (masked), position_BM, target_BM, weight_BM, exclude_BX.
+    batch: query_BL (masked), position_BM, target_BM, weight_BM, exclude_BX;
+      candidates that the hosts have found, see index.search.find.
     index: over Z; only selects the candidates. None: the null document is
       the only one (num_candidates 1).
     key: of dropout.
@@ -76,7 +77,9 @@ def pretrain_loss(
   retrieved = config.num_candidates - 1
   exclude_BX = batch['exclude_BX']
   if index is not None and retrieved:
-    score_BK, row_BK = search(index, query_BE, retrieved + exclude_BX.shape[1])
+    score_BK, row_BK = find(
+      index, batch, query_BE, retrieved + exclude_BX.shape[1]
+    )
     _, row_BK, trivial_B = drop_excluded(
       score_BK, row_BK, exclude_BX, retrieved
     )
