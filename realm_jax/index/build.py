@@ -15,7 +15,7 @@ from etils import epath
 from realm_jax.config import Config
 from realm_jax.corpus.store import Corpus
 from realm_jax.data import sentences
-from realm_jax.index import approximate, shards
+from realm_jax.index import approximate, reuse, shards
 from realm_jax.index.search import Index
 from realm_jax.model import parts
 from realm_jax.parallel import mesh as mesh_lib
@@ -29,10 +29,15 @@ _BUCKET = 32
 _WINDOW = 16  # batches that are sorted by length together
 _PROBE_QUERIES = 64
 _PROBE_K = 8
+_STOPPED = 'stopped'
 
 
 class Interrupted(Exception):
-  """A build was told to stop; nothing of it is visible."""
+  """A build was told to stop; nothing of it is on disk."""
+
+
+class Unpublished(OSError):
+  """A build could not be written, as on a full disk; nothing of it is left."""
 
 
 def embed_tokens(
@@ -60,12 +65,15 @@ def build_version(
   checkpoint_step: int,
   embedder_digest: str,
   stopped: Callable[[], bool] = lambda: False,
+  shared: epath.Path | None = None,
 ) -> versions.Manifest:
   """Embeds all blocks and publishes them as the next index version.
 
   Blocks are read ahead of the devices and written behind them; no more than
   a few windows are in memory. Each process of a run embeds its own rows at
-  its own pace. The caller holds the refresher's lock.
+  its own pace; then they agree, and publish it or leave nothing of it. Rows
+  that an earlier version of this embedder has are copied. The caller holds the
+  refresher's lock.
 
   Args:
     index: Workdir.index.
@@ -76,20 +84,85 @@ def build_version(
     checkpoint_step: step that `params` are of.
     embedder_digest: of `params`.
     stopped: asked between batches.
+    shared: Workdir.shared_index: its numbers are not given again, its rows
+      may be copied.
 
   Returns:
     The manifest of the committed version.
 
   Raises:
-    Interrupted: `stopped()` said so.
+    Interrupted: `stopped()` said so, in any process.
+    Unpublished: a process could not write its rows.
     ValueError: the recall that was measured is below index.min_recall.
   """
   began = time.monotonic()
   version = 0
   if processes.is_first():
     versions.remove_uncommitted(index)
-    version = versions.next_version(index)
+    version = versions.next_version(index, shared)
   version = processes.from_first(version)
+  places = [epath.Path(index)] + ([] if shared is None else [shared])
+  base = reuse.find_base(places, corpus, config, embedder_digest)
+  problem, written = None, None
+  try:
+    try:
+      written = _write_rows(
+        index, version, params, corpus, config, mesh, stopped, base
+      )
+    except Interrupted:
+      problem = _STOPPED
+    except OSError as error:
+      problem = str(error)
+    _agree_on(next(filter(None, processes.gather(problem)), None))
+    assert written is not None
+    writer, probe = written
+    recall, parts = probe.recall(), None
+    if config.index.kind != 'exact':
+      parts, recall = _add_parts(
+        index, version, writer, corpus, config, mesh, probe
+      )
+    elif base is not None and base.manifest.recall:
+      # Of copied rows it is not seen what rounding did to them.
+      recall = {
+        name: min(value, base.manifest.recall.get(name, value))
+        for name, value in recall.items()
+      }
+    _check_recall(index, version, recall, config)
+    if processes.is_first():
+      try:
+        writer.commit(
+          checkpoint_step=checkpoint_step,
+          embedder_digest=embedder_digest,
+          corpus_fingerprint=corpus.fingerprint,
+          tokenizer_digest=corpus.tokenizer_digest,
+          kind=config.index.kind,
+          recall=recall,
+          build_seconds=round(time.monotonic() - began, 3),
+          parts=parts,
+        )
+      except OSError as error:
+        problem = str(error)
+    _agree_on(processes.from_first(problem))
+  except BaseException as error:
+    if processes.is_first():
+      versions.remove_uncommitted(index)
+    if isinstance(error, Interrupted | Unpublished):  # so in all processes
+      processes.barrier()
+    raise
+  return versions.read_manifest(index, version)
+
+
+def _write_rows(
+  index: epath.PathLike,
+  version: int,
+  params: dict[str, Any],
+  corpus: Corpus,
+  config: Config,
+  mesh: jax.sharding.Mesh,
+  stopped: Callable[[], bool],
+  base: reuse.Base | None,
+) -> tuple[rows_lib.VersionWriter, '_Probe']:
+  """Copies or embeds this process's rows and writes them; no commit."""
   process, count = jax.process_index(), jax.process_count()
   writer = rows_lib.VersionWriter(
     index,
@@ -103,41 +176,47 @@ def build_version(
     corpus.num_blocks, process, count, writer.chunk_rows
   )
   dtype = jnp.dtype(config.index.rows_dtype)
-  with jax.set_mesh(mesh):
-    probe = _Probe(corpus, params, config)
-  for start, rows_nE in embed_corpus(
-    params, corpus, config, mesh, stopped, own
-  ):
-    processes.beat(f'index version {version}, row {start}')
-    stored_nE = rows_nE.astype(dtype)
-    writer.write(start, stored_nE)
-    probe.add(start, rows_nE, stored_nE)
-  writer.finish()
-  processes.barrier()
-  recall, parts = probe.recall(), None
-  if config.index.kind != 'exact':
-    parts, recall = _add_parts(
-      index, version, writer, corpus, config, mesh, probe
-    )
-  if recall[f'recall@{_PROBE_K}'] < config.index.min_recall:
+  try:
+    with jax.set_mesh(mesh):
+      probe = _Probe(corpus, params, config)
+    first, end = own
+    for start, stored_nE in base.read(first, end) if base else ():
+      if stopped():
+        raise Interrupted
+      writer.write(start, stored_nE)
+      probe.add(start, stored_nE.astype(np.float32), stored_nE)
+      first = start + len(stored_nE)
+    for start, rows_nE in embed_corpus(
+      params, corpus, config, mesh, stopped, (first, end)
+    ):
+      processes.beat(f'index version {version}, row {start}')
+      stored_nE = rows_nE.astype(dtype)
+      writer.write(start, stored_nE)
+      probe.add(start, rows_nE, stored_nE)
+    writer.finish()
+  except BaseException:
+    writer.discard()
+    raise
+  return writer, probe
+
+
+def _agree_on(problem: str | None) -> None:
+  """Raises in all processes what kept one of them from its part."""
+  if problem == _STOPPED:
+    raise Interrupted
+  if problem is not None:
+    raise Unpublished(problem)
+
+
+def _check_recall(
+  index: epath.PathLike, version: int, recall: dict[str, float], config: Config
+) -> None:
+  measured = recall[f'recall@{_PROBE_K}']
+  if measured < config.index.min_recall:
     raise ValueError(
-      f'{index}: version {version} has recall@{_PROBE_K} '
-      f'{recall[f"recall@{_PROBE_K}"]:.4f}, below index.min_recall '
-      f'{config.index.min_recall}; not published'
+      f'{index}: version {version} has recall@{_PROBE_K} {measured:.4f}, '
+      f'below index.min_recall {config.index.min_recall}; not published'
     )
-  if processes.is_first():
-    writer.commit(
-      checkpoint_step=checkpoint_step,
-      embedder_digest=embedder_digest,
-      corpus_fingerprint=corpus.fingerprint,
-      tokenizer_digest=corpus.tokenizer_digest,
-      kind=config.index.kind,
-      recall=recall,
-      build_seconds=round(time.monotonic() - began, 3),
-      parts=parts,
-    )
-  processes.barrier()
-  return versions.read_manifest(index, version)
 
 
 def _add_parts(
@@ -285,6 +364,7 @@ def load_index(
   config: Config,
   mesh: jax.sharding.Mesh,
   read: Callable[[int, int], np.ndarray],
+  alive: Callable[[int, int], np.ndarray] | None = None,
   manifest: versions.Manifest | None = None,
   parts: approximate.Parts | None = None,
 ) -> Index:
@@ -295,6 +375,8 @@ def load_index(
     config: of the run.
     mesh: over which rows are split.
     read: `read(start, stop)` gives rows of the version.
+    alive: `alive(start, stop)` says which rows may be found; None: those of
+      the corpus.
     manifest: of the version, with
     parts: what approximate.read gave for it.
 
@@ -305,9 +387,10 @@ def load_index(
   token_dtype = corpus.tokens(slice(0, 1)).dtype
   count = corpus.num_blocks
   total = shards.padded_rows(config, count, mesh)
+  alive = alive or corpus.alive
   index = Index(
     rows_NE=None,
-    valid_N=mesh_lib.put_rows(corpus.alive, count, (), np.bool_, mesh, total),
+    valid_N=mesh_lib.put_rows(alive, count, (), np.bool_, mesh, total),
     tokens_NL=mesh_lib.put_rows(
       lambda start, stop: corpus.tokens(slice(start, stop)),
       count,
