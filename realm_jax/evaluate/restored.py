@@ -12,7 +12,7 @@ from etils import epath
 
 from realm_jax.config import Config, MeshConfig
 from realm_jax.corpus.store import Corpus
-from realm_jax.index import approximate, build
+from realm_jax.index import approximate, load
 from realm_jax.index.refresh import restore_part
 from realm_jax.index.scann_host import HostIndex, Searchers
 from realm_jax.index.search import Index
@@ -181,7 +181,7 @@ def _load_index(
 ) -> Index | HostIndex:
   parts = approximate.read(index_path, manifest, config, mesh)
   alive = _alive_now(config, corpus)
-  index = build.load_index(corpus, config, mesh, read, alive, manifest, parts)
+  index = load.load_index(corpus, config, mesh, read, alive, manifest, parts)
   if isinstance(parts, Searchers):
     rows = manifest.rows
     return HostIndex(index, parts, read(0, rows), alive(0, rows))

@@ -10,7 +10,7 @@ from etils import epath
 
 from realm_jax.config import Config
 from realm_jax.corpus.store import Corpus
-from realm_jax.index import approximate, build, shards
+from realm_jax.index import approximate, load, shards
 from realm_jax.index.follow import Follower
 from realm_jax.index.refresh import REQUEST
 from realm_jax.index.scann_host import HostIndex, Searchers
@@ -87,7 +87,7 @@ class IndexFeed:
     self._note(self._started, place)
     self._maker.go_on(self.since, self._started)
     parts = place.read_parts(config, mesh)
-    self.index: Index = build.load_index(
+    self.index: Index = load.load_index(
       corpus, config, mesh, place.read, None, place.manifest, parts
     )
     self._hold(place, parts)
@@ -302,7 +302,7 @@ class IndexFeed:
     parts: approximate.Parts | None,
   ) -> None:
     old, manifest = self.index, place.manifest
-    self.index = build.put_version(
+    self.index = load.put_version(
       old, self._config, manifest.rows, self._mesh, read, manifest, parts
     )
     self._hold(place, parts)

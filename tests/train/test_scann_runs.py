@@ -9,7 +9,7 @@ import pytest
 import small_runs
 
 from realm_jax import cli
-from realm_jax.index import approximate
+from realm_jax.index import recall
 from realm_jax.index.refresh import refresh
 from realm_jax.train.run import train
 from realm_jax.workdir import checkpoints, files, versions
@@ -213,7 +213,7 @@ def test_low_recall_is_refused(corpus, tmp_path, monkeypatch):
       'reordering_num_neighbors': 1,
     },
   )
-  monkeypatch.setattr(approximate, 'recall_of', lambda *_: 0.5)
+  monkeypatch.setattr(recall, 'recall_of', lambda *_: 0.5)
   with pytest.raises(ValueError, match=r'0\.5000, below index.min_recall'):
     train('pretrain', config, str(tmp_path / 'w'))
   assert versions.list_versions(Workdir.open(tmp_path / 'w').index) == []
