@@ -14,6 +14,7 @@ from collections.abc import Iterable
 from typing import Any, Literal, get_args, get_origin
 
 from realm_jax.index_config import IndexConfig
+from realm_jax.refresh_config import RefreshConfig
 
 FORMAT_VERSION = 1
 
@@ -33,7 +34,7 @@ class ModelConfig:
   initializer_range: float = 0.02
   dropout: float = 0.1  # on hidden states; attention weights have none
   # Retriever (paper section 3.2).
-  retrieval_size: int = 128
+  retrieval_size: int = 128  # of an embedding in the index
   projection_eps: float = 1e-12
   share_embedders: bool = True
   # Reader (release, ORQA).
@@ -87,12 +88,12 @@ class OptimizerConfig:
 
   learning_rate: float = 3e-5
   retriever_learning_rate_scale: float = 1.0
-  warmup_steps: int = 0
+  warmup_steps: int = 0  # of the linear rise
   b1: float = 0.9
   b2: float = 0.999
   eps: float = 1e-6
   weight_decay: float = 0.01
-  clip_norm: float = 1.0
+  clip_norm: float = 1.0  # of the global norm of the gradient
   bias_correction: bool = False  # the release had none
 
   def validate(self) -> None:
@@ -127,33 +128,14 @@ class MeshConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class RefreshConfig:
-  """How the index follows the model (paper section 3.3)."""
-
-  where: Literal['separate', 'in_process', 'none'] = 'separate'
-  policy: Literal['async'] = 'async'
-  every: int = 500  # steps between refreshes when in_process
-  batch_size: int = 128  # blocks embedded at a time
-  poll_seconds: float = 0.5  # first wait of the refresher; doubles to 30 s
-
-  def validate(self) -> None:
-    _at_least('refresh', 'every', self.every, 1)
-    _at_least('refresh', 'batch_size', self.batch_size, 1)
-    if self.poll_seconds <= 0:
-      raise ValueError(
-        f'refresh.poll_seconds: {self.poll_seconds}, must be positive'
-      )
-
-
-@dataclasses.dataclass(frozen=True)
 class Config:
   """One training stage. Lengths are in wordpieces."""
 
   # What is read.
   corpus: str = ''  # Z, a store that `realm prepare` made
   text_corpus: str = ''  # X, the text that is trained on; default Z
-  questions: str = ''
-  dev_questions: str = ''
+  questions: str = ''  # JSON lines or tfds:NAME, to train on
+  dev_questions: str = ''  # to score while training
   init_from: str = ''  # WORKDIR[:STEP] or a Hugging Face directory
   index_from: str = ''  # WORKDIR; default: init_from's
 
@@ -162,16 +144,16 @@ class Config:
   num_steps: int = 1000
   batch_size: int = 32  # global
   micro_batches: int = 1  # parts of a batch, one after the other
-  log_every: int = 50
+  log_every: int = 50  # steps, as are those below
   sample_every: int = 500  # steps between sampled retrievals; 0: none
   checkpoint_every: int = 500
   keep_checkpoints: int = 3
 
   # Shapes.
-  query_length: int = 96
+  query_length: int = 96  # a sentence or question at most
   reader_length: int = 320  # question and body, fine-tuning
-  max_masks: int = 10
-  num_candidates: int = 8  # the null document included
+  max_masks: int = 10  # masked wordpieces of a sentence at most
+  num_candidates: int = 8  # passages read, the null document included
 
   # Objectives.
   pooling: Literal['cls', 'mean'] = 'cls'
@@ -180,13 +162,17 @@ class Config:
   mask_rate: float = 0.15  # of uniform masking
   # Excludes a sentence's own block. Without it a reader soon learns to copy.
   ban_trivial: bool = True
+  # What p(y|z,x) is summed over z for: a sentence's masks together, or each.
   marginal: Literal['sequence', 'token'] = 'sequence'
   sentence_removal: float = 0.9  # ICT: how often the block loses the sentence
-  freeze_retriever_steps: int = 0
-  retriever_beam: int = 5000
-  reader_beam: int = 5
+  freeze_retriever_steps: int = 0  # the embedders learn from then on
+  retriever_beam: int = 5000  # passages that the retriever learns from
+  reader_beam: int = 5  # passages that are read, fine-tuning
   max_gold_rows: int = 256  # blocks with an answer, a question
   max_gold_spans: int = 4  # occurrences of the answers, a block
+  # Fine-tuning too trains the document embedder (the paper freezes it): blocks
+  # that are read are scored afresh, and the index is refreshed.
+  train_document_embedder: bool = False
   closed_book: bool = False  # fine-tune the encoder alone: no retrieval
   max_answer_length: int = 8  # of a closed-book answer
   eval_every: int = 0  # steps between dev evaluations; 0: each epoch
@@ -195,7 +181,7 @@ class Config:
   optimizer: OptimizerConfig = OptimizerConfig()
   mesh: MeshConfig = MeshConfig()
   index: IndexConfig = dataclasses.field(default_factory=IndexConfig)
-  refresh: RefreshConfig = RefreshConfig()
+  refresh: RefreshConfig = dataclasses.field(default_factory=RefreshConfig)
 
   def validate(self) -> None:
     """Raises ValueError that names the first field that cannot be right."""
@@ -224,6 +210,10 @@ class Config:
       'eval_every',
     ):
       _at_least('', name, getattr(self, name), 0)
+    if self.train_document_embedder and self.closed_book:
+      raise ValueError(
+        'train_document_embedder: not with closed_book, which has no documents'
+      )
     if self.score_temperature <= 0:
       raise ValueError(
         f'score_temperature: {self.score_temperature}, must be positive'
@@ -236,6 +226,11 @@ class Config:
         f'reader_beam: {self.reader_beam} is more than retriever_beam '
         f'{self.retriever_beam}'
       )
+    if self.refresh.changes_rows() and self.index.kind != 'exact':
+      raise ValueError(
+        f'index.kind: {self.index.kind} is built over rows that stay; '
+        'refresh.write_back and refresh.where rolling need exact'
+      )
     for section in (
       self.model,
       self.optimizer,
@@ -244,6 +239,17 @@ class Config:
       self.refresh,
     ):
       section.validate()
+    on_hosts = self.index.kind == 'scann_host'
+    if on_hosts and self.refresh.changes_rows():
+      raise ValueError(
+        'index.kind: scann_host has no rows on the devices for '
+        'refresh.write_back or refresh.where rolling to change'
+      )
+    if on_hosts and self.refresh.policy == 'adaptive':
+      raise ValueError(
+        'refresh.policy: adaptive looks into rows on the devices; index.kind '
+        'scann_host has none'
+      )
 
   def to_dict(self) -> dict[str, Any]:
     return dataclasses.asdict(self)

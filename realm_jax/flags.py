@@ -2,10 +2,16 @@
 
 import argparse
 import dataclasses
+import functools
+import inspect
+import re
 from collections.abc import Iterator
 from typing import Any, NoReturn
 
 from realm_jax import config as config_lib
+
+# A key in config.py, and the comment on its line.
+_FIELD = re.compile(r'  (\w+): .*?(  # .*)?')
 
 
 def take_overrides(argv: list[str]) -> tuple[list[str], dict[str, str]]:
@@ -127,13 +133,26 @@ def need_config(verb: Parser) -> None:
   help = 'experiment file; override a key by --config.KEY=VALUE'
   need(verb, '--config FILE.py[:ARG]', help)
 
-  def lines(section: Any, prefix: str) -> Iterator[str]:
-    for field in dataclasses.fields(section):
-      value = getattr(section, field.name)
-      if dataclasses.is_dataclass(value):
-        yield from lines(value, f'{prefix}{field.name}.')
-      else:
-        yield f'  --config.{prefix}{field.name}={value}'
+  verb.epilog = f'config keys and their defaults:\n{_config_keys()}'
 
-  keys = '\n'.join(lines(config_lib.Config(), ''))
-  verb.epilog = f'config keys and their defaults:\n{keys}'
+
+@functools.cache
+def _config_keys() -> str:
+  """Every config key with its default, under the comments of config.py."""
+
+  def lines(section: Any, prefix: str) -> Iterator[str]:
+    source = inspect.getsource(type(section)).partition('\n  def ')[0]
+    for line in source.splitlines():
+      field = _FIELD.fullmatch(line)
+      if line.startswith('  # '):
+        yield line
+      elif field:
+        name, comment = field.groups(default='')
+        value = getattr(section, name)
+        if dataclasses.is_dataclass(value):
+          yield f'\n  {inspect.getdoc(value)}'
+          yield from lines(value, f'{prefix}{name}.')
+        else:
+          yield f'  --config.{prefix}{name}={value}{comment}'
+
+  return '\n'.join(lines(config_lib.Config(), ''))

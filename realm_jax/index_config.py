@@ -2,7 +2,7 @@
 
 `kind`:
   exact       every row is scored, on the devices;
-  scann       a tree of 8-bit codes on the devices, and the rows it finds;
+  scann       a tree of 8-bit codes on the devices; its finds are scored again;
   scann_host  the `scann` library in the memory of the hosts: candidates of the
               next batch are found while the devices run the current step, with
               the query encoder of the step before.

@@ -11,7 +11,7 @@ import types
 
 import pytest
 
-from realm_jax import cli
+from realm_jax import cli, config
 
 VERBS = (
   *('quickstart', 'prepare', 'config', 'mlm', 'ict', 'pretrain', 'finetune'),
@@ -105,7 +105,24 @@ def test_help_lists_the_config_keys(capsys):
     cli.main(['pretrain', '--help'])
   text = capsys.readouterr().out
   assert '--config.optimizer.learning_rate=3e-05\n' in text
-  assert '--config.batch_size=32\n' in text
+  # As config.py has them: what follows on the line, and what stands above it.
+  assert '--config.batch_size=32  # global\n' in text
+  assert '\n  # The run.\n  --config.seed=0\n' in text
+  keys = [
+    line.partition('=')[0].removeprefix('  --config.')
+    for line in text.splitlines()
+    if line.startswith('  --config.')
+  ]
+  every = config.Config().to_dict().items()
+  assert keys == [
+    *(key for key, value in every if not isinstance(value, dict)),
+    *(
+      f'{section}.{key}'
+      for section, values in every
+      if isinstance(values, dict)
+      for key in values
+    ),
+  ]
 
 
 def test_version():

@@ -16,6 +16,7 @@ import realm_jax
 
 ROOT = pathlib.Path(__file__).parents[1]
 FLOORS = (
+  ('refresh_config',),
   ('config', 'experiment'),
   ('text', 'parallel'),
   ('corpus', 'workdir', 'scores'),
@@ -26,6 +27,7 @@ FLOORS = (
   ('evaluate',),
   ('jobs',),
   ('flags',),
+  ('verbs',),
   ('cli',),
 )
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}

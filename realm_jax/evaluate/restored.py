@@ -1,5 +1,6 @@
 """A checkpoint with its index and corpus, ready to be asked."""
 
+import contextlib
 import dataclasses
 import functools
 from collections.abc import Callable
@@ -11,14 +12,15 @@ from etils import epath
 
 from realm_jax.config import Config, MeshConfig
 from realm_jax.corpus.store import Corpus
-from realm_jax.index import approximate, build
+from realm_jax.index import approximate, load
 from realm_jax.index.refresh import restore_part
 from realm_jax.index.scann_host import HostIndex, Searchers
 from realm_jax.index.search import Index
 from realm_jax.parallel import mesh as mesh_lib
+from realm_jax.parallel import processes
 from realm_jax.text.wordpiece import WordPiece
 from realm_jax.train.state import query_embedder
-from realm_jax.workdir import checkpoints, files, versions
+from realm_jax.workdir import checkpoints, files, leases, versions
 from realm_jax.workdir import rows as rows_lib
 from realm_jax.workdir.run import Workdir
 
@@ -141,15 +143,31 @@ def restore(
   def read(start: int, stop: int) -> np.ndarray:
     return rows_lib.read_rows(index_path, manifest.version, start, stop)
 
+  with _lease(index_path, manifest.version):
+    index = _load_index(corpus, config, mesh, read, index_path, manifest)
   return Restored(
-    workdir,
-    config,
-    mesh,
-    corpus,
-    params,
-    _load_index(corpus, config, mesh, read, index_path, manifest),
-    step,
-    manifest.checkpoint_step,
+    workdir, config, mesh, corpus, params, index, step, manifest.checkpoint_step
+  )
+
+
+def _lease(
+  index: epath.Path, version: int
+) -> contextlib.AbstractContextManager[Any]:
+  """Keeps the version from being deleted while it is read."""
+  if not processes.is_first():
+    return contextlib.nullcontext()
+  return leases.hold(index.parent, 'reader', [version])
+
+
+def _alive_now(
+  config: Config, corpus: Corpus | Textless
+) -> Callable[[int, int], np.ndarray]:
+  """Which rows may be found: none that was removed since they were indexed."""
+  if isinstance(corpus, Textless):
+    return corpus.alive
+  newest = Corpus.open(config.corpus)
+  return lambda start, stop: (
+    corpus.alive(start, stop) & newest.alive(start, stop)
   )
 
 
@@ -162,9 +180,11 @@ def _load_index(
   manifest: versions.Manifest,
 ) -> Index | HostIndex:
   parts = approximate.read(index_path, manifest, config, mesh)
-  index = build.load_index(corpus, config, mesh, read, manifest, parts)
+  alive = _alive_now(config, corpus)
+  index = load.load_index(corpus, config, mesh, read, alive, manifest, parts)
   if isinstance(parts, Searchers):
-    return HostIndex(index, parts, read(0, manifest.rows))
+    rows = manifest.rows
+    return HostIndex(index, parts, read(0, rows), alive(0, rows))
   return index
 
 

@@ -16,6 +16,7 @@ from etils import epath
 
 from realm_jax.config import Config
 from realm_jax.index import scann, scann_build, scann_host, shards
+from realm_jax.index.recall import recall_of
 from realm_jax.parallel import mesh as mesh_lib
 from realm_jax.parallel import processes
 from realm_jax.workdir import part_files, versions
@@ -111,12 +112,6 @@ def build(
     crcs.update(part)
     sizes += size
   return Built(PartFiles(options, crcs, sizes), find(searched, reorder))
-
-
-def recall_of(row_BK: np.ndarray, exact_BK: np.ndarray) -> float:
-  """The share of the rows of exact search that were found."""
-  hits = (exact_BK[:, :, None] == row_BK[:, None, :]).any(2)
-  return float(hits[exact_BK >= 0].mean())
 
 
 def choose(

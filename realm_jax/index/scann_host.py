@@ -194,17 +194,22 @@ class HostIndex:
     searchers: of this process's shards.
     rows_NE: all rows, where their embeddings are wanted beside their numbers
       (fine-tuning); else None.
+    alive_N: rows that may be found; None: all that the searchers have.
   """
 
   device: Any
   searchers: Searchers
   rows_NE: np.ndarray | None = None
+  alive_N: np.ndarray | None = None
 
   def search(
     self, query_BE: np.ndarray, k: int
   ) -> tuple[np.ndarray, np.ndarray]:
     """The k best rows of all processes, which ask together."""
-    score_BK, row_BK = self.searchers.search(query_BE, k)
+    longer = k if self.alive_N is None else k + min(k, (~self.alive_N).sum())
+    score_BK, row_BK = self.searchers.search(query_BE, int(longer))
+    if self.alive_N is not None:
+      score_BK = np.where(self.alive_N[row_BK], score_BK, -np.inf)
     everyone = processes.gather([shards.finite(score_BK), row_BK.tolist()])
     return shards.best([tuple(map(np.array, x)) for x in everyone], k)
 

@@ -4,6 +4,12 @@ The engine is JAX's own runtime. What processes tell each other here goes
 through its coordination service, not through the devices: nothing waits for a
 step that is running. All of a run's processes make the same calls in the same
 order. A run of one process makes them too, and they do nothing.
+
+A process that fails, hangs or dies is named in the one line that the others end
+with. Process 0 is the exception: it holds the service, and when it is killed
+JAX aborts the others within a second (status 134), with a stack trace below
+"Terminating process because the JAX distributed service detected fatal errors".
+`jax.distributed.initialize` takes no callback for that.
 """
 
 import json

@@ -50,7 +50,9 @@ def compile_pretrain(
     abstract,
     mesh_lib.tree_shardings(abstract, mesh),
   )
-  step = functools.partial(pretrain_step, config=config, cls_id=101, sep_id=102)
+  step = functools.partial(
+    pretrain_step, config=config, cls_id=101, sep_id=102, num_rows=num_rows
+  )
   index = _index(config, num_rows, block_length, mesh)
   with jax.set_mesh(mesh):
     jitted = jit_step(step, mesh, state, index)

@@ -240,7 +240,7 @@ def _read(
   sep_id: int,
 ) -> tuple[jax.Array, ...]:
   reading = finetune.read(
-    params, query_BL, index, (None, None), config, sep_id, found
+    params, query_BL, index, (None, None), config, sep_id, found=found
   )
   batch, beam, length, width = reading.span_BRJW.shape
   span_B = jnp.where(reading.valid_BRJW, reading.span_BRJW, -jnp.inf).reshape(

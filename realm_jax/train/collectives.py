@@ -24,7 +24,9 @@ _CALLED = re.compile(
 )
 _WHILE = re.compile(r' while\(.*condition=(%?[\w.-]+), body=(%?[\w.-]+)')
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
-_LIMIT = re.compile(r'constant\((\d+)\)')
+_CONSTANT = re.compile(r'(%[\w.-]+) = [su]\d+\S* constant\((\d+)\)')
+_ELEMENT = re.compile(r' get-tuple-element\(.*\), index=(\d+)')
+_OPERANDS = re.compile(r' [\w-]+\(([^)]*)\)')
 
 
 def bytes_sent(text: str) -> dict[str, int]:
@@ -89,7 +91,7 @@ def _find(
       found[key] = min((match['kind'], sent), found.get(key, ('~', 0)))
     loop = _WHILE.search(line)
     if loop:
-      turns = _turns(line, bodies[loop[1]])
+      turns = _turns(line, bodies[loop[1]], bodies[loop[2]])
       _find(loop[2], times * turns, bodies, found)
     elif not match:
       for called in _CALLED.findall(line):
@@ -133,14 +135,38 @@ def _group_size(line: str) -> int:
   raise ValueError(f'collective without groups: {line.strip()[:200]}')
 
 
-def _turns(line: str, condition: list[str]) -> int:
+def _turns(line: str, condition: list[str], body: list[str]) -> int:
+  """How often a loop turns whose counter goes from 0 to a constant."""
   known = _TRIPS.search(line)
   if known:
     return int(known[1])
-  limits = [int(n) for text in condition for n in _LIMIT.findall(text)]
-  if len(limits) != 1:
+  limits = [*_constants(condition).values()]
+  counters = [_ELEMENT.search(text) for text in condition]
+  counters = [int(match[1]) for match in counters if match]
+  if len(limits) != 1 or len(counters) != 1:
     raise ValueError(f'loop with an unknown number of turns: {line[:200]}')
-  return limits[0]
+  return math.ceil(limits[0] / _growth(counters[0], body))
+
+
+def _growth(counter: int, body: list[str]) -> int:
+  """By how much a turn raises a counter: by more than 1 where XLA unrolls."""
+  [root] = [text for text in body if text.lstrip().startswith('ROOT ')]
+  name = _operands(root)[counter]
+  [added] = [text for text in body if text.lstrip().startswith(f'{name} = ')]
+  constants = _constants(body)
+  [growth] = [constants[x] for x in _operands(added) if x in constants]
+  return growth
+
+
+def _constants(lines: list[str]) -> dict[str, int]:
+  """Integer constants of a computation, by name."""
+  matches = map(_CONSTANT.search, lines)
+  return {match[1]: int(match[2]) for match in matches if match}
+
+
+def _operands(line: str) -> list[str]:
+  match = _OPERANDS.search(re.sub(r'/\*.*?\*/', '', line))
+  return [text.strip() for text in match[1].split(',')] if match else []
 
 
 def _shapes(text: str) -> list[str]:

@@ -93,6 +93,15 @@ def _fit_to_corpus(stage: str, config: Config, corpus: Corpus) -> Config:
       f'config.model.max_positions: {config.model.max_positions}, but texts '
       f'of this stage are up to {longest} wordpieces'
     )
+  refresh = config.refresh
+  if refresh.changes_rows() and not (
+    stage == 'pretrain' and has_index(stage, config)
+  ):
+    key = 'write_back' if refresh.write_back else 'where'
+    raise ValueError(
+      f'config.refresh.{key}: {getattr(refresh, key)}, but {stage} trains no '
+      'document embedder with an index'
+    )
   if not has_index(stage, config):
     return config
   if config.num_candidates - 1 > corpus.num_blocks:

@@ -76,25 +76,26 @@ class VersionWriter:
     if (self._path / 'manifest.json').exists():
       raise ValueError(f'{self._path}: is committed already')
     (self._path / _PARTS).mkdir(parents=True, exist_ok=True)
-    self._array = _open_rows(
-      self._path,
-      create=True,
-      open=True,
-      metadata={
-        'shape': [rows, dim],
-        'chunk_grid': {
-          'name': 'regular',
-          'configuration': {'chunk_shape': [chunk_rows, dim]},
-        },
-        'data_type': dtype,
-        # Rows are finite: one that was never written cannot pass for one.
-        'fill_value': 'NaN',
-        'codecs': [
-          {'name': 'bytes', 'configuration': {'endian': 'little'}},
-          {'name': 'crc32c'},
-        ],
+    metadata = {
+      'shape': [rows, dim],
+      'chunk_grid': {
+        'name': 'regular',
+        'configuration': {'chunk_shape': [chunk_rows, dim]},
       },
-    )
+      'data_type': dtype,
+      # Rows are finite: one that was never written cannot pass for one.
+      'fill_value': 'NaN',
+      'codecs': [
+        {'name': 'bytes', 'configuration': {'endian': 'little'}},
+        {'name': 'crc32c'},
+      ],
+    }
+    try:
+      self._array = _open_rows(
+        self._path, create=True, open=True, metadata=metadata
+      )
+    except ValueError as error:  # TensorStore's for every kind of failure
+      raise OSError(f'{self._path}: could not be made: {error}') from error
 
   def write(self, start: int, rows_nE: np.ndarray) -> None:
     """Takes rows; a chunk goes to disk when its last row has come.
@@ -150,6 +151,17 @@ class VersionWriter:
   def read(self, start: int, stop: int) -> np.ndarray:
     """Rows that all processes have written, before the commit."""
     return self._array[start:stop].read().result()
+
+  def discard(self) -> None:
+    """Takes part in giving up the version: nothing is written after it.
+
+    The directory is deleted by one process, after all have called this
+    (versions.remove_uncommitted).
+    """
+    for _, future in self._futures:
+      # What became of it does not matter any more.
+      future.exception()
+    self._futures, self._open = [], {}
 
   def commit(
     self,
@@ -267,6 +279,12 @@ def read_rows(
   chunks = list(range(start // size, -(-stop // size) if stop > start else 0))
   try:
     array = _open_rows(path, open=True)
+    found = (*array.shape, array.dtype.name)
+    if found != (want := (manifest.rows, manifest.dim, manifest.dtype)):
+      raise ValueError(
+        f'{path}/rows/zarr.json: is not what was written: it says {found}, the '
+        f'manifest {want}'
+      )
     out = np.empty((stop - start, manifest.dim), array.dtype.numpy_dtype)
     pending: list[ts.Future] = []
     for position, chunk in enumerate(chunks):

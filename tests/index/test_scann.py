@@ -7,7 +7,7 @@ import pytest
 
 from realm_jax import config as config_lib
 from realm_jax.config import MeshConfig
-from realm_jax.index import approximate, scann_build, scann_host, shards
+from realm_jax.index import approximate, recall, scann_build, scann_host, shards
 from realm_jax.index.search import Index, search
 from realm_jax.parallel import mesh as mesh_lib
 
@@ -141,7 +141,7 @@ def test_recall_on_clustered_rows():
   for leaves in (1, 3, 10):
     index = index_of(parts, rows, valid, leaves, 16, mesh)
     _, row = run(index, query, 8, None, mesh)
-    recalls.append(approximate.recall_of(row, want))
+    recalls.append(recall.recall_of(row, want))
   # Golden: of this data and these random centers.
   np.testing.assert_allclose(recalls, [0.621, 0.729, 0.935], atol=0.02)
 

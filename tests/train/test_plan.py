@@ -136,13 +136,17 @@ def test_collectives_count_as_often_as_their_loop_turns(shape):
 def test_collectives_by_hand():
   text = """HloModule test
 %cond (p: (s32[], f32[8])) -> pred[] {
-  %limit = s32[] constant(5)
+  %limit = s32[] constant(10)
+  %i = s32[] get-tuple-element(%p), index=0
   ROOT %lt = pred[] compare(%i, %limit), direction=LT
 }
 
 %body (p: (s32[], f32[8])) -> (s32[], f32[8]) {
   %g = f32[64]{0} all-gather(%x), replica_groups=[2,4]<=[8], dimensions={0}
-  ROOT %t = (s32[], f32[8]) tuple(%i, %x)
+  %i = s32[] get-tuple-element(%p), index=0
+  %two = s32[] constant(2)
+  %next = s32[]{:T(128)} add(%i, %two)
+  ROOT %t = (s32[], f32[8]{0:T(256)}) tuple(%next, /*index=1*/%x)
 }
 
 ENTRY %main (a: f32[8]) -> f32[8] {
