@@ -5,6 +5,7 @@ manifest is. Recall is measured on the probe of the build, and with it the
 options that the config leaves open are chosen.
 """
 
+import functools
 import io
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -76,7 +77,7 @@ def build(
   k = exact_BK.shape[1]
   rows = shards.size(num_rows, count)
   if config.index.kind == 'scann':
-    leaves = min(config.index.num_leaves or -(-rows // scann_build.TILE), rows)
+    leaves = scann_build.leaves_of(config, rows)
     most = scann_build.num_tiles(rows, leaves)
     trees, files = _build_trees(path, config, mesh, num_rows, own, load, leaves)
 
@@ -210,6 +211,31 @@ def read(
     shard: _load_tree(part_files.read(index, manifest, f'scann/{shard}.npz'))
     for shard in range(start, stop)
   }
+
+
+def shapes(config: Config, num_rows: int) -> dict[str, jax.ShapeDtypeStruct]:
+  """Of the arrays of one shard's tree, for a program that is only compiled.
+
+  Raises:
+    ValueError: what a build would measure is not given.
+  """
+  options = config.index
+  if not (options.num_leaves_to_search and options.reordering_num_neighbors):
+    raise ValueError(
+      'index.num_leaves_to_search, index.reordering_num_neighbors: are chosen '
+      'by a build; give both to compile without one'
+    )
+  rows = shards.size(num_rows, options.num_shards)
+  return jax.eval_shape(
+    functools.partial(
+      scann_build.build_shard,
+      num_leaves=scann_build.leaves_of(config, rows),
+      threshold=options.anisotropic_quantization_threshold,
+    ),
+    jax.ShapeDtypeStruct((rows, config.model.retrieval_size), jnp.float32),
+    jax.ShapeDtypeStruct((rows,), jnp.bool_),
+    jax.ShapeDtypeStruct((), jnp.int32),
+  )
 
 
 def tree(
