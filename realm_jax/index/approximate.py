@@ -18,14 +18,11 @@ from etils import epath
 from realm_jax.config import Config
 from realm_jax.index import scann, scann_build, scann_host, shards
 from realm_jax.index.recall import recall_of
+from realm_jax.index.tune import choose
 from realm_jax.parallel import mesh as mesh_lib
 from realm_jax.parallel import processes
 from realm_jax.workdir import part_files, versions
 from realm_jax.workdir.rows import PartFiles
-
-# From one number of leaves to the next that is tried.
-_LEAVES_STEP = 1.5
-_REORDER = (16, 32, 64, 128, 256)
 
 # Trees and searchers of some shards.
 Parts = dict[int, scann_build.Part] | scann_host.Searchers
@@ -113,45 +110,6 @@ def build(
     crcs.update(part)
     sizes += size
   return Built(PartFiles(options, crcs, sizes), find(searched, reorder))
-
-
-def choose(
-  measure: Callable[[int, int], float],
-  config: Config,
-  most: int,
-  before: dict[str, int],
-) -> tuple[int, int]:
-  """The least leaves, then the fewest rescored rows, that are good enough.
-
-  Args:
-    measure: recall with so many leaves and so many rescored.
-    config: what it gives stays.
-    most: leaves there are.
-    before: options to keep if they are good enough.
-
-  Returns:
-    Leaves and rescored rows; all leaves, where the target is out of reach.
-  """
-  options, target = config.index, config.index.target_recall
-  given = options.num_leaves_to_search, options.reordering_num_neighbors
-  if all(given):
-    return given
-  if before:
-    kept = (
-      given[0] or min(before['num_leaves_to_search'], most),
-      given[1] or before['reordering_num_neighbors'],
-    )
-    if measure(*kept) >= target:
-      return kept
-  leaves, reorder = given[0] or 1, given[1] or _REORDER[-1]
-  recall = measure(leaves, reorder)
-  while recall < target and leaves < most and not given[0]:
-    leaves = min(max(leaves + 1, int(leaves * _LEAVES_STEP)), most)
-    recall = measure(leaves, reorder)
-  for fewer in () if given[1] else _REORDER[:-1]:
-    if measure(leaves, fewer) >= min(target, recall):
-      return leaves, fewer
-  return leaves, reorder
 
 
 def check(manifest: versions.Manifest, config: Config) -> None:
