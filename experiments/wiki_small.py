@@ -44,15 +44,14 @@ null document's probability 0.01 to 0.06). An hour on two cores is too short to
 teach a reader to copy.
 """
 
-import argparse
 from typing import Any
 
 import ml_collections
-from pipeline.wiki import Pipeline
+from pipeline.wiki import BERT, Inputs, Pipeline, Stage, parser
 
 # A passage has 94 words, with its title 139 wordpieces in the mean. At 176 one
 # in ten is split in two; 288 would be half padding.
-_BLOCK_LENGTH = 176
+BLOCK_LENGTH = 176
 
 # The projection to the retrieval space starts random. With as many outputs as
 # the checkpoint has, inner products of its LayerNorm come out as the
@@ -67,20 +66,31 @@ _RETRIEVAL_SIZE = 384
 # apart in cosine: one nat.
 _TEMPERATURE = 20.0
 
-# The stages, and the verb that each one is.
-VERBS = {
-  'off_the_shelf': 'ict',
-  'ict': 'ict',
-  'mlm': 'mlm',
-  'pretrain': 'pretrain',
-  'finetune': 'finetune',
-  'closed_book': 'finetune',
+INPUTS = Inputs(
+  corpora=(
+    'corpus_squad.jsonl.gz',
+    'corpus_nq_gold.jsonl.gz',
+    'corpus_dpr_nq.jsonl.zst',
+  ),
+  train=('qa_nq_dev.jsonl.gz', 'qa_squad_train.jsonl.gz'),
+  tests={'NQ test': 'qa_nq_test.jsonl.gz'},
+)
+
+STAGES = {
+  'off_the_shelf': Stage('ict', {'init_from': BERT}, 'off the shelf'),
+  'ict': Stage('ict', {'init_from': BERT}, 'after ICT'),
+  'mlm': Stage('mlm', {'init_from': 'ict'}),
+  'pretrain': Stage(
+    'pretrain', {'init_from': 'mlm', 'index_from': 'ict'}, 'after pre-training'
+  ),
+  'finetune': Stage('finetune', {'init_from': 'pretrain'}, 'fine-tuned'),
+  'closed_book': Stage('finetune', {'init_from': 'mlm'}, 'closed book'),
 }
 
 
 def get_config(stage: str = 'ict') -> ml_collections.ConfigDict:
-  if stage not in VERBS:
-    raise ValueError(f'wiki_small.py:{stage}: choose from {", ".join(VERBS)}')
+  if stage not in STAGES:
+    raise ValueError(f'wiki_small.py:{stage}: choose from {", ".join(STAGES)}')
   config = ml_collections.ConfigDict(
     {
       'corpus': 'runs/wiki_small/corpus',
@@ -107,13 +117,13 @@ def get_config(stage: str = 'ict') -> ml_collections.ConfigDict:
       'refresh': {'batch_size': 8},
     }
   )
-  config.update(_STAGES[stage])
+  config.update(_KEYS[stage])
   return config
 
 
 # Steps are what the time allows. Costs: from 2,400 tokens a second in training
 # and 72 blocks a second in embedding, measured.
-_STAGES: dict[str, dict[str, Any]] = {
+_KEYS: dict[str, dict[str, Any]] = {
   # The checkpoint as it is: a step of length zero, so that there is a run to
   # make an index of.
   'off_the_shelf': {
@@ -214,13 +224,8 @@ _STAGES: dict[str, dict[str, Any]] = {
 
 
 def main() -> None:
-  parser = argparse.ArgumentParser(description='REALM on real passages')
-  parser.add_argument('--data', required=True, help='directory of the inputs')
-  parser.add_argument('--bert', required=True, help='Hugging Face directory')
-  parser.add_argument('--workdir', default='runs/wiki_small')
-  help = '3 steps a stage on 300 passages: do the stages chain?'
-  parser.add_argument('--smoke', action='store_true', help=help)
-  Pipeline(parser.parse_args(), __file__, VERBS, _BLOCK_LENGTH).run()
+  flags = parser('REALM on real passages', 'runs/wiki_small').parse_args()
+  Pipeline(flags, __file__, STAGES, INPUTS, BLOCK_LENGTH).run()
 
 
 if __name__ == '__main__':

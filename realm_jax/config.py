@@ -13,6 +13,9 @@ import typing
 from collections.abc import Iterable
 from typing import Any, Literal, get_args, get_origin
 
+from realm_jax.index_config import IndexConfig
+from realm_jax.refresh_config import RefreshConfig
+
 FORMAT_VERSION = 1
 
 
@@ -125,47 +128,6 @@ class MeshConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class IndexConfig:
-  """The index over the corpus Z."""
-
-  kind: Literal['exact'] = 'exact'
-  rows_dtype: Literal['float32', 'bfloat16'] = 'bfloat16'
-  token_table: Literal['device'] = 'device'
-  keep: int = 3  # versions kept on disk
-  min_recall: float = 0.0  # a build below this recall@k is refused
-  search_block: int = 8192  # rows scored at a time on a device
-  max_excluded: int = 8  # rows a query may exclude (trivial retrieval)
-
-  def validate(self) -> None:
-    _at_least('index', 'keep', self.keep, 1)
-    _at_least('index', 'search_block', self.search_block, 1)
-    _at_least('index', 'max_excluded', self.max_excluded, 1)
-    if not 0 <= self.min_recall <= 1:
-      raise ValueError(
-        f'index.min_recall: {self.min_recall}, must be a fraction in [0, 1]'
-      )
-
-
-@dataclasses.dataclass(frozen=True)
-class RefreshConfig:
-  """How the index follows the model (paper section 3.3)."""
-
-  where: Literal['separate', 'in_process', 'none'] = 'separate'
-  policy: Literal['async'] = 'async'
-  every: int = 500  # steps between refreshes when in_process
-  batch_size: int = 128  # blocks embedded at a time
-  poll_seconds: float = 0.5  # first wait of the refresher; doubles to 30 s
-
-  def validate(self) -> None:
-    _at_least('refresh', 'every', self.every, 1)
-    _at_least('refresh', 'batch_size', self.batch_size, 1)
-    if self.poll_seconds <= 0:
-      raise ValueError(
-        f'refresh.poll_seconds: {self.poll_seconds}, must be positive'
-      )
-
-
-@dataclasses.dataclass(frozen=True)
 class Config:
   """One training stage. Lengths are in wordpieces."""
 
@@ -208,6 +170,9 @@ class Config:
   reader_beam: int = 5  # passages that are read, fine-tuning
   max_gold_rows: int = 256  # blocks with an answer, a question
   max_gold_spans: int = 4  # occurrences of the answers, a block
+  # Fine-tuning too trains the document embedder (the paper freezes it): blocks
+  # that are read are scored afresh, and the index is refreshed.
+  train_document_embedder: bool = False
   closed_book: bool = False  # fine-tune the encoder alone: no retrieval
   max_answer_length: int = 8  # of a closed-book answer
   eval_every: int = 0  # steps between dev evaluations; 0: each epoch
@@ -215,8 +180,8 @@ class Config:
   model: ModelConfig = ModelConfig()
   optimizer: OptimizerConfig = OptimizerConfig()
   mesh: MeshConfig = MeshConfig()
-  index: IndexConfig = IndexConfig()
-  refresh: RefreshConfig = RefreshConfig()
+  index: IndexConfig = dataclasses.field(default_factory=IndexConfig)
+  refresh: RefreshConfig = dataclasses.field(default_factory=RefreshConfig)
 
   def validate(self) -> None:
     """Raises ValueError that names the first field that cannot be right."""
@@ -245,6 +210,10 @@ class Config:
       'eval_every',
     ):
       _at_least('', name, getattr(self, name), 0)
+    if self.train_document_embedder and self.closed_book:
+      raise ValueError(
+        'train_document_embedder: not with closed_book, which has no documents'
+      )
     if self.score_temperature <= 0:
       raise ValueError(
         f'score_temperature: {self.score_temperature}, must be positive'
@@ -257,6 +226,11 @@ class Config:
         f'reader_beam: {self.reader_beam} is more than retriever_beam '
         f'{self.retriever_beam}'
       )
+    if self.refresh.changes_rows() and self.index.kind != 'exact':
+      raise ValueError(
+        f'index.kind: {self.index.kind} is built over rows that stay; '
+        'refresh.write_back and refresh.where rolling need exact'
+      )
     for section in (
       self.model,
       self.optimizer,
@@ -265,6 +239,17 @@ class Config:
       self.refresh,
     ):
       section.validate()
+    on_hosts = self.index.kind == 'scann_host'
+    if on_hosts and self.refresh.changes_rows():
+      raise ValueError(
+        'index.kind: scann_host has no rows on the devices for '
+        'refresh.write_back or refresh.where rolling to change'
+      )
+    if on_hosts and self.refresh.policy == 'adaptive':
+      raise ValueError(
+        'refresh.policy: adaptive looks into rows on the devices; index.kind '
+        'scann_host has none'
+      )
 
   def to_dict(self) -> dict[str, Any]:
     return dataclasses.asdict(self)

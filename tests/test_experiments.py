@@ -11,6 +11,14 @@ EXPERIMENTS = pathlib.Path(__file__).parents[1] / 'experiments'
 FILES = sorted(path.name for path in EXPERIMENTS.glob('*.py'))
 ARGUMENTS = {
   'finetune_open_qa.py': ('nq', 'wq', 'trec'),
+  'refresh_ablation.py': (
+    'fresh',
+    'delay_10',
+    'never',
+    'delay_10_write_back',
+    'rolling_write_back',
+    'adaptive',
+  ),
   'wiki_small.py': (
     'off_the_shelf',
     'ict',
@@ -19,12 +27,28 @@ ARGUMENTS = {
     'finetune',
     'closed_book',
   ),
+  'wiki_full.py': (
+    'checkpoint_off_the_shelf',
+    'checkpoint_mlm',
+    'checkpoint_ict',
+    'checkpoint_copy',
+    'checkpoint_pretrain',
+    'checkpoint_finetune',
+    'checkpoint_closed_book',
+    'scratch_ict',
+    'scratch_mlm',
+    'scratch_copy',
+    'scratch_pretrain',
+    'scratch_finetune',
+    'scratch_closed_book',
+  ),
 }
 NOT_RUN = (
   'finetune_open_qa.py',
   'ict_wiki.py',
   'pretrain_ccnews.py',
   'pretrain_wiki.py',
+  'refresh_ablation.py',
 )
 
 

@@ -16,6 +16,7 @@ import realm_jax
 
 ROOT = pathlib.Path(__file__).parents[1]
 FLOORS = (
+  ('index_config', 'refresh_config',),
   ('config', 'experiment'),
   ('text', 'parallel'),
   ('corpus', 'workdir', 'scores'),

@@ -337,6 +337,7 @@ def test_documents_come_and_go_without_training(world, realm, tmp_path):
   assert {place['document'] for place in found} == old | {'new'}
   ids = [x for n in range(30) for x in ('--document', f'd{n}')]
   realm('corpus', 'remove', '--corpus', world.corpus, *ids)
+  assert documents() == {'new'}  # what is removed is gone at once
   realm('refresh', '--workdir', finetune, '--once')
   assert documents() == {'new'}
   given = realm('ask', '--workdir', finetune, 'Where was Arno born?')

@@ -1,50 +1,89 @@
-"""Runs the stages of wiki_small.py, each as a process of its own."""
+"""Runs an experiment on real passages: stages, evaluations, a table."""
 
 import argparse
 import importlib.util
 import json
-import logging
 import pathlib
 import random
 import subprocess
 import sys
 import time
-from typing import Any
+from typing import Any, NamedTuple
 
-_CORPORA = (
-  'corpus_squad.jsonl.gz',
-  'corpus_nq_gold.jsonl.gz',
-  'corpus_dpr_nq.jsonl.zst',
-)
-_TRAIN = ('qa_nq_dev.jsonl.gz', 'qa_squad_train.jsonl.gz')
-_TEST = 'qa_nq_test.jsonl.gz'
+from pipeline import bm25
+
 _NUM_DEV = 200  # questions held out of training
+_SCORES = ('recall@1', 'recall@5', 'recall@20', 'exact_match', 'f1')
 
 # What differs in a run that only shows that the stages chain.
 _SMOKE = {'num_steps': 3, 'checkpoint_every': 1, 'log_every': 1}
 _SMOKE_BATCH = 4
 
+BERT = 'bert'  # as the place of an input: the checkpoint of --bert
+
+
+class Stage(NamedTuple):
+  """A training stage of an experiment."""
+
+  verb: str
+  inputs: dict[str, str]  # config key to the stage it comes from, or BERT
+  row: str = ''  # its name in the table; none: it is not evaluated
+
+
+class Inputs(NamedTuple):
+  """Names of files in --data."""
+
+  corpora: tuple[str, ...]
+  train: tuple[str, ...]  # questions
+  tests: dict[str, str]  # name in the table to questions
+  zero_shot: tuple[str, ...] = ()  # tests whose questions are trained on
+
+
+def parser(description: str, workdir: str) -> argparse.ArgumentParser:
+  """The flags that every such experiment has; `workdir` is the default."""
+  parser = argparse.ArgumentParser(description=description)
+  parser.add_argument('--data', required=True, help='directory of the inputs')
+  help = 'Hugging Face directory of the checkpoint to start from'
+  parser.add_argument('--bert', default='', help=help)
+  parser.add_argument('--workdir', default=workdir)
+  help = '3 steps a stage on a few hundred passages: do the stages chain?'
+  parser.add_argument('--smoke', action='store_true', help=help)
+  return parser
+
 
 class Pipeline:
-  """Runs the stages as processes; what is finished is not run again."""
+  """Runs the stages as processes; what is finished is not run again.
+
+  Args:
+    flags: of `parser()`.
+    experiment: its file; `get_config(prefix + stage)` is the stage's config.
+    stages: in order.
+    inputs: what is read.
+    block_length: of the corpus, in wordpieces.
+    prefix: of the stages' names.
+  """
 
   def __init__(
     self,
     flags: argparse.Namespace,
     experiment: str,
-    verbs: dict[str, str],
+    stages: dict[str, Stage],
+    inputs: Inputs,
     block_length: int,
+    prefix: str = '',
   ):
-    self.experiment = experiment
-    self.verbs = verbs
+    self.experiment = f'{experiment}:{prefix}'
+    self.stages = stages
+    self.zero_shot = inputs.zero_shot
     self.block_length = block_length
-    self.data = pathlib.Path(flags.data)
     self.bert = pathlib.Path(flags.bert)
     self.workdir = pathlib.Path(flags.workdir)
     self.smoke: bool = flags.smoke
-    self.corpora = [str(self.data / name) for name in _CORPORA]
-    self.train = [str(self.data / name) for name in _TRAIN]
-    self.test = str(self.data / _TEST)
+    data = pathlib.Path(flags.data)
+    self.vocab = str(data / 'vocab.txt')
+    self.corpora = [str(data / name) for name in inputs.corpora]
+    self.train = [str(data / name) for name in inputs.train]
+    self.tests = {name: str(data / file) for name, file in inputs.tests.items()}
     self.workdir.mkdir(parents=True, exist_ok=True)
 
   def run(self) -> None:
@@ -53,54 +92,54 @@ class Pipeline:
       self._cut_inputs()
     self._prepare()
     rows = {'BM25': self._bm25()}
-    self._stage('off_the_shelf', init_from=self.bert)
-    rows['off the shelf'] = self._evaluate('off_the_shelf')
-    self._stage('ict', init_from=self.bert)
-    rows['after ICT'] = self._evaluate('ict')
-    self._stage('mlm', init_from=self.workdir / 'ict')
-    self._stage(
-      'pretrain',
-      init_from=self.workdir / 'mlm',
-      index_from=self.workdir / 'ict',
-      dev_questions=self.workdir / 'questions/dev.jsonl',
-    )
-    rows['after pre-training'] = self._evaluate('pretrain')
-    asked = {
-      'questions': self.workdir / 'questions/train.jsonl',
-      'dev_questions': self.workdir / 'questions/dev.jsonl',
-    }
-    self._stage('finetune', init_from=self.workdir / 'pretrain', **asked)
-    rows['fine-tuned'] = self._evaluate('finetune')
-    self._stage('closed_book', init_from=self.workdir / 'mlm', **asked)
-    rows['closed book'] = self._evaluate('closed_book')
+    for name, stage in self.stages.items():
+      self._stage(name)
+      if stage.row:
+        rows[stage.row] = self._evaluate(name)
     self._summary(rows)
 
-  def _stage(self, stage: str, **keys: pathlib.Path) -> None:
+  def _stage(self, name: str) -> None:
     """Trains a stage; a refresher runs beside pre-training."""
-    workdir = self.workdir / stage
+    workdir = self.workdir / name
     if (workdir / 'finished.json').exists():
       return
-    changes: dict[str, Any] = {'corpus': self.workdir / 'corpus', **keys}
+    stage = self.stages[name]
+    changes: dict[str, Any] = {'corpus': self.workdir / 'corpus'}
+    for key, source in stage.inputs.items():
+      changes[key] = self.bert if source == BERT else self.workdir / source
+    if stage.verb in ('pretrain', 'finetune'):
+      changes['dev_questions'] = self.workdir / 'questions/dev.jsonl'
+    if stage.verb == 'finetune':
+      changes['questions'] = self.workdir / 'questions/train.jsonl'
     if self.smoke:
       changes |= {**_SMOKE, 'batch_size': _SMOKE_BATCH}
     arguments = [
-      self.verbs[stage],
-      *('--config', f'{self.experiment}:{stage}'),
+      stage.verb,
+      *('--config', f'{self.experiment}{name}'),
       *('--workdir', str(workdir)),
       *(f'--config.{key}={value}' for key, value in changes.items()),
     ]
-    with self._timed(stage):
-      if stage == 'pretrain':
-        self._pretrain(arguments, workdir)
+    with self._timed(name):
+      if self._refreshed(name):
+        self._beside(arguments, workdir)
       else:
         self._realm(*arguments)
 
-  def _pretrain(self, arguments: list[str], workdir: pathlib.Path) -> None:
+  def _refreshed(self, name: str) -> bool:
+    """Whether a process of its own rebuilds the stage's index."""
+    from realm_jax import experiment
+
+    config = experiment.load(f'{self.experiment}{name}')
+    where = config.refresh.where
+    return self.stages[name].verb == 'pretrain' and where == 'separate'
+
+  def _beside(self, arguments: list[str], workdir: pathlib.Path) -> None:
+    """Runs a trainer with a refresher beside it."""
     trainer = subprocess.Popen(self._command(*arguments))
     refresher = None
     try:
-      # Of step 0 there is an index, that of ICT: the refresher need not make
-      # it again, which takes as long as 50 steps.
+      # Of step 0 there is an index, that of an earlier stage: the refresher
+      # need not make it again.
       while refresher is None and trainer.poll() is None:
         time.sleep(1)
         if any(_steps(workdir)):
@@ -123,7 +162,7 @@ class Pipeline:
         self._realm(
           'prepare',
           *('--input', *self.corpora),
-          *('--vocab', str(self.bert / 'vocab.txt')),
+          *('--vocab', self.vocab),
           *('--output', str(corpus)),
           *('--block-length', str(self.block_length)),
         )
@@ -167,84 +206,63 @@ class Pipeline:
       (made / name).write_text('\n'.join(lines) + '\n')
     made.rename(self.workdir / 'questions')
 
-  def _evaluate(self, stage: str) -> dict[str, Any]:
-    """metrics.json of a stage on the NQ test questions."""
-    output = self.workdir / 'eval' / stage
-    if not (output / 'metrics.json').exists():
-      workdir = str(self.workdir / stage)
-      if self.verbs[stage] != 'finetune':  # its index is that of pre-training
-        with self._timed(f'{stage}: index'):
-          self._realm('refresh', '--workdir', workdir, '--once')
-      with self._timed(f'{stage}: evaluate'):
+  def _evaluate(self, name: str) -> dict[str, Any]:
+    """metrics.json of a stage, by test set."""
+    verb, workdir = self.stages[name].verb, str(self.workdir / name)
+    outputs = {
+      test: self.workdir / 'eval' / name / test.replace(' ', '_')
+      for test in self.tests
+      if verb != 'finetune' or test not in self.zero_shot
+    }
+    missing = [
+      test
+      for test, output in outputs.items()
+      if not (output / 'metrics.json').exists()
+    ]
+    if missing and verb != 'finetune':  # its index is that of pre-training
+      with self._timed(f'{name}: index'):
+        self._realm('refresh', '--workdir', workdir, '--once')
+    for test in missing:
+      with self._timed(f'{name}: evaluate'):
         self._realm(
           'evaluate',
           *('--workdir', workdir),
-          *('--questions', self.test),
-          *('--output', str(output)),
+          *('--questions', self.tests[test]),
+          *('--output', str(outputs[test])),
         )
-    return json.loads((output / 'metrics.json').read_text())
+    return {
+      test: json.loads((output / 'metrics.json').read_text())
+      for test, output in outputs.items()
+    }
 
   def _bm25(self) -> dict[str, Any] | None:
-    """Recall of BM25 over the same blocks, title and text."""
-    output = self.workdir / 'eval/bm25/metrics.json'
+    """Recall of BM25 over the same blocks, title and text, by test set."""
+    output = self.workdir / 'eval/bm25.json'
     if output.exists():
       return json.loads(output.read_text())
     if not all(map(importlib.util.find_spec, ('bm25s', 'Stemmer'))):
       print('bm25s or PyStemmer is not installed: the table has no BM25')
       return None
-    import bm25s
-    import Stemmer
-
-    from realm_jax.corpus.store import Corpus
-    from realm_jax.data.questions import read_questions
-    from realm_jax.evaluate.evaluate import RECALL_AT
-    from realm_jax.scores import qa, retrieval
-    from realm_jax.train import answer, dev
-
-    corpus = Corpus.open(str(self.workdir / 'corpus'))
-    asked = read_questions(self.test)
-    logging.getLogger('bm25s').setLevel(logging.WARNING)
-    stemmer = Stemmer.Stemmer('english')
-
-    def words(texts: list[str]) -> Any:
-      return bm25s.tokenize(
-        texts, stopwords='en', stemmer=stemmer, show_progress=False
-      )
-
-    texts = corpus.texts(0, corpus.num_blocks)
-    titled = [f'{corpus.title(row)} {text}' for row, text in enumerate(texts)]
-    index = bm25s.BM25()
-    index.index(words(titled), show_progress=False)
-    row_QK, score_QK = index.retrieve(
-      words([question.question for question in asked]),
-      k=min(max(RECALL_AT), corpus.num_blocks),
-      show_progress=False,
-    )
-    found = [
-      answer.Evidence(row_K.tolist(), score_K.tolist())
-      for row_K, score_K in zip(row_QK, score_QK, strict=True)
-    ]
-    hit_QK = dev.hits(asked, found, corpus, max(RECALL_AT))
-    metrics = {
-      f'recall@{k}': qa.bootstrap(retrieval.recall_at(hit_QK, k).astype(float))
-      for k in RECALL_AT
-    }
-    output.parent.mkdir(parents=True)
+    with self._timed('BM25'):
+      metrics = bm25.recall(self.workdir / 'corpus', self.tests)
+    output.parent.mkdir(parents=True, exist_ok=True)
     output.write_text(json.dumps(metrics, indent=2))
     return metrics
 
   def _summary(self, rows: dict[str, dict[str, Any] | None]) -> None:
-    """Writes summary.json and learning.png, and prints the table."""
+    """Writes summary.json and learning.png, and prints the tables."""
     from realm_jax.evaluate import curves
 
-    scores = ('recall@1', 'recall@5', 'recall@20', 'exact_match', 'f1')
-    table = {
-      name: {
-        score: metrics[score]['value'] if metrics.get(score) else None
-        for score in scores
+    tables = {
+      test: {
+        name: {
+          score: (metrics[test].get(score) or {}).get('value')
+          for score in _SCORES
+        }
+        for name, metrics in rows.items()
+        if metrics and test in metrics
       }
-      for name, metrics in rows.items()
-      if metrics
+      for test in self.tests
     }
     swaps = _lines(self.workdir / 'pretrain/swaps.jsonl')
     utility = [
@@ -255,20 +273,21 @@ class Pipeline:
     curves.plot(self.workdir / 'pretrain', self.workdir / 'learning.png')
     seconds = self._seconds()
     summary = {
-      'nq_test': table,
+      'tables': tables,
       'index_versions_used': len({(s['index'], s['version']) for s in swaps}),
       'retrieval_utility_first': utility[0],
       'retrieval_utility_last': utility[-1],
       'seconds': {**seconds, 'total': sum(seconds.values())},
     }
     (self.workdir / 'summary.json').write_text(json.dumps(summary, indent=2))
-    print(f'\n{"NQ test":20}' + ''.join(f'{score:>12}' for score in scores))
-    for name, row in table.items():
-      cells = (
-        f'{"" if value is None else format(value, ".1f"):>12}'
-        for value in row.values()
-      )
-      print(f'{name:20}' + ''.join(cells))
+    for test, table in tables.items():
+      print(f'\n{test:20}' + ''.join(f'{score:>12}' for score in _SCORES))
+      for name, row in table.items():
+        cells = (
+          f'{"" if value is None else format(value, ".1f"):>12}'
+          for value in row.values()
+        )
+        print(f'{name:20}' + ''.join(cells))
     for name, value in list(summary.items())[1:-1]:
       print(f'{name}: {value:.3g}')
     print('seconds: ' + ', '.join(f'{k} {v:.0f}' for k, v in seconds.items()))
@@ -292,7 +311,7 @@ class Pipeline:
 
     self.corpora = [cut(path, 100) for path in self.corpora]
     self.train = [cut(path, 60) for path in self.train]
-    self.test = cut(self.test, 40)
+    self.tests = {name: cut(path, 40) for name, path in self.tests.items()}
 
   def _command(self, *arguments: str) -> list[str]:
     print('realm ' + ' '.join(arguments), flush=True)

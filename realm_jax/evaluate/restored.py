@@ -1,7 +1,9 @@
 """A checkpoint with its index and corpus, ready to be asked."""
 
+import contextlib
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -10,13 +12,15 @@ from etils import epath
 
 from realm_jax.config import Config, MeshConfig
 from realm_jax.corpus.store import Corpus
-from realm_jax.index import build
+from realm_jax.index import approximate, load
 from realm_jax.index.refresh import restore_part
+from realm_jax.index.scann_host import HostIndex, Searchers
 from realm_jax.index.search import Index
 from realm_jax.parallel import mesh as mesh_lib
+from realm_jax.parallel import processes
 from realm_jax.text.wordpiece import WordPiece
 from realm_jax.train.state import query_embedder
-from realm_jax.workdir import checkpoints, files, versions
+from realm_jax.workdir import checkpoints, files, leases, versions
 from realm_jax.workdir import rows as rows_lib
 from realm_jax.workdir.run import Workdir
 
@@ -67,7 +71,7 @@ class Restored:
   mesh: jax.sharding.Mesh
   corpus: Corpus | Textless
   params: dict[str, Any]
-  index: Index | None
+  index: Index | HostIndex | None
   checkpoint_step: int
   index_step: int | None
 
@@ -134,25 +138,54 @@ def restore(
     corpus_fingerprint=corpus.fingerprint,
     tokenizer_digest=corpus.tokenizer_digest,
   )
-  if manifest.dtype != config.index.rows_dtype:
-    raise ValueError(
-      f'index version {manifest.version}: rows are {manifest.dtype}, '
-      f'index.rows_dtype is {config.index.rows_dtype}'
-    )
+  approximate.check(manifest, config)
 
   def read(start: int, stop: int) -> np.ndarray:
     return rows_lib.read_rows(index_path, manifest.version, start, stop)
 
+  with _lease(index_path, manifest.version):
+    index = _load_index(corpus, config, mesh, read, index_path, manifest)
   return Restored(
-    workdir,
-    config,
-    mesh,
-    corpus,
-    params,
-    build.load_index(corpus, config, mesh, read),
-    step,
-    manifest.checkpoint_step,
+    workdir, config, mesh, corpus, params, index, step, manifest.checkpoint_step
   )
+
+
+def _lease(
+  index: epath.Path, version: int
+) -> contextlib.AbstractContextManager[Any]:
+  """Keeps the version from being deleted while it is read."""
+  if not processes.is_first():
+    return contextlib.nullcontext()
+  return leases.hold(index.parent, 'reader', [version])
+
+
+def _alive_now(
+  config: Config, corpus: Corpus | Textless
+) -> Callable[[int, int], np.ndarray]:
+  """Which rows may be found: none that was removed since they were indexed."""
+  if isinstance(corpus, Textless):
+    return corpus.alive
+  newest = Corpus.open(config.corpus)
+  return lambda start, stop: (
+    corpus.alive(start, stop) & newest.alive(start, stop)
+  )
+
+
+def _load_index(
+  corpus: Any,
+  config: Config,
+  mesh: jax.sharding.Mesh,
+  read: Callable[[int, int], np.ndarray],
+  index_path: epath.Path,
+  manifest: versions.Manifest,
+) -> Index | HostIndex:
+  parts = approximate.read(index_path, manifest, config, mesh)
+  alive = _alive_now(config, corpus)
+  index = load.load_index(corpus, config, mesh, read, alive, manifest, parts)
+  if isinstance(parts, Searchers):
+    rows = manifest.rows
+    return HostIndex(index, parts, read(0, rows), alive(0, rows))
+  return index
 
 
 def chosen_step(workdir: Workdir, step: int | None) -> int:

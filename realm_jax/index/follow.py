@@ -4,18 +4,23 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from etils import epath
 
+from realm_jax.index import approximate
 from realm_jax.parallel import processes
 from realm_jax.workdir import rows as rows_lib
 from realm_jax.workdir import versions
 
-# A decision is kept for the processes that come to its step later.
-_KEPT_STEPS = 4096
+# A decision is kept for the processes that come to it later.
+_KEPT_CALLS = 4096
+# Looked for in steps of this share of the time since the last version: a swap
+# comes that much later at most, and a store is asked rarely where versions are.
+_POLL_SHARE = 0.05
+_LONGEST_POLL_SECONDS = 30.0
 
 
 class Ready(NamedTuple):
@@ -24,14 +29,15 @@ class Ready(NamedTuple):
   manifest: versions.Manifest
   start: int  # the first row read
   rows_nE: np.ndarray
+  parts: approximate.Parts | None = None  # of the kind
 
 
 class Follower:
   """Reads the newest suitable version in a thread of its own.
 
   The loop asks `take()` between two steps and never waits for a version. One
-  that is damaged, foreign or deleted while it is read is reported and passed
-  over.
+  that is damaged, foreign or deleted while it is read is reported by the name
+  of its file and passed over: the next newest one is read instead.
 
   In a run of several processes the first one offers a version, all read their
   own rows of it, and when all have, the first one picks the step at which
@@ -43,7 +49,10 @@ class Follower:
     after: the version in use; only newer ones are read.
     suitable: raises ValueError for a manifest that must not be used.
     local_rows: [start, stop) of this process's rows, of how many there are.
-    poll_seconds: between two looks.
+    poll_seconds: between two looks, at first.
+    keeps_up: a version that was not taken gives way to a newer one. For a loop
+      that takes one now and then; one that takes each would wait longer.
+    read_parts: what the kind has beside the rows; runs in the thread.
   """
 
   def __init__(
@@ -53,42 +62,52 @@ class Follower:
     suitable: Callable[[versions.Manifest], None],
     local_rows: Callable[[int], tuple[int, int]],
     poll_seconds: float,
+    keeps_up: bool = False,
+    read_parts: Callable[[versions.Manifest], Any] = lambda _: None,
   ):
     self._index = index
-    self._seen = after
+    self._keeps_up = keeps_up
+    # Of the first process, which chooses:
+    self._after = after
+    self._bad: set[int] = set()
+    self._ready: tuple[int, int] | None = None  # offer, version: all have it
+    self._offers = 0
+    self._calls = 0
     self._suitable = suitable
     self._local_rows = local_rows
+    self._read_parts = read_parts
     self._poll_seconds = poll_seconds
     self._lock = threading.Lock()
-    # By version: a process may be asked to read the next one before its loop
-    # has come to the step that takes this one.
+    # By offer: a process may be asked to read the next one before its loop has
+    # come to the step that takes this one.
     self._read: dict[int, Ready] = {}
-    self._ready: int | None = None  # of the first process: all have read it
     self._stop = threading.Event()
     self._thread = threading.Thread(target=self._run, daemon=True)
     self._thread.start()
 
-  def take(self, step: int) -> Ready | None:
+  def take(self) -> Ready | None:
     """A version that all have read since the last one, or None.
 
-    Args:
-      step: the loop's; asked at every step, by all processes.
+    Asked equally often by all processes.
     """
-    version = None
+    self._calls += 1
+    offer = None
     if processes.is_first():
       with self._lock:
-        version, self._ready = self._ready, None
+        if self._ready is not None:
+          offer, self._after = self._ready
+        self._ready = None
       if not processes.alone():
-        processes.tell(f'swap/{step}', version)
-        if step > _KEPT_STEPS:
-          processes.forget(f'swap/{step - _KEPT_STEPS}')
+        processes.tell(f'swap/{self._calls}', offer)
+        if self._calls > _KEPT_CALLS:
+          processes.forget(f'swap/{self._calls - _KEPT_CALLS}')
     else:
-      version = processes.wait_for(f'swap/{step}')
-    if version is None:
+      offer = processes.wait_for(f'swap/{self._calls}')
+    if offer is None:
       return None
     with self._lock:
-      ready = self._read.pop(version)
-      for older in [number for number in self._read if number < version]:
+      ready = self._read.pop(offer)
+      for older in [number for number in self._read if number < offer]:
         del self._read[older]
     return ready
 
@@ -103,52 +122,74 @@ class Follower:
       return  # the first process is gone; the watch ends this one
 
   def _follow(self) -> None:
-    while not self._stop.wait(self._poll_seconds):
-      version = self._offered()
-      if version is None:
+    began = time.monotonic()
+    while not self._stop.wait(self._wait_seconds(began)):
+      offered = self._offered()
+      if offered is None:
         continue
-      self._seen = version
+      began = time.monotonic()
+      number, version = offered
       error = None
       try:
         ready = self._read_own(version)
         with self._lock:
-          self._read[version] = ready
+          self._read[number] = ready
       except (ValueError, OSError) as problem:
         error = str(problem)
         print(f'index version {version} passed over: {error}', file=sys.stderr)
-      if self._all_have(version, error) and processes.is_first():
+      if not processes.is_first():
+        processes.tell(f'index/read/{number}/{jax.process_index()}', error)
+      elif self._all_have(number, error):
         with self._lock:
-          self._ready = version
+          self._ready = number, version
+      else:
+        self._bad.add(version)
 
-  def _offered(self) -> int | None:
-    """A version to read now: the newest, or what the first process says."""
+  def _wait_seconds(self, began: float) -> float:
+    passed = (time.monotonic() - began) * _POLL_SHARE
+    return min(max(self._poll_seconds, passed), _LONGEST_POLL_SECONDS)
+
+  def _offered(self) -> tuple[int, int] | None:
+    """A version to read now, and the number of the offer.
+
+    The first process says which: the newest that it has not found bad.
+    """
     if not processes.is_first():
       offered = processes.ask('index/offer')
-      return offered if offered and offered > self._seen else None
+      if offered is None or offered[0] == self._offers:
+        return None
+      self._offers = offered[0]
+      return offered[0], offered[1]
     with self._lock:
-      if self._ready is not None:
+      if self._ready is not None and not self._keeps_up:
         return None  # the loop has not taken the last one yet
-    newest = max(versions.list_versions(self._index), default=0)
-    if newest <= self._seen:
-      return None
-    processes.tell('index/offer', newest)
-    return newest
+    there = set(versions.list_versions(self._index)) - self._bad
+    newest = max(there, default=0)
+    with self._lock:
+      if newest <= (self._ready[1] if self._ready else self._after):
+        return None
+      if self._ready:  # two of them would need room
+        self._read.pop(self._ready[0])
+        self._ready = None
+    self._offers += 1
+    processes.tell('index/offer', [self._offers, newest])
+    return self._offers, newest
 
   def _read_own(self, version: int) -> Ready:
     manifest = versions.read_manifest(self._index, version)
     self._suitable(manifest)
     start, stop = self._local_rows(manifest.rows)
     rows_nE = rows_lib.read_rows(self._index, version, start, stop)
-    return Ready(manifest, start, rows_nE)
+    return Ready(manifest, start, rows_nE, self._read_parts(manifest))
 
-  def _all_have(self, version: int, error: str | None) -> bool:
+  def _all_have(self, offer: int, error: str | None) -> bool:
     """Whether all processes could read their rows; the first one waits."""
     if processes.alone():
       return error is None
-    key = f'index/read/{version}/'
+    key = f'index/read/{offer}/'
     processes.tell(f'{key}{jax.process_index()}', error)
     found: list[str | None] = []
-    while processes.is_first() and len(found) < jax.process_count():
+    while len(found) < jax.process_count():
       if self._stop.is_set():
         return False
       time.sleep(self._poll_seconds)

@@ -3,10 +3,17 @@
 Paper section 3.3: the index is rebuilt asynchronously while training goes on.
 A process of its own, on its own machines; all it shares with the trainer is
 the workdir.
+
+What it does when a checkpoint comes while it embeds an older one: it finishes.
+Were it to start over, a trainer that saves faster than a corpus can be embedded
+would never get a version; finished, versions come as fast as they can be made,
+and each is of the newest checkpoint there was when it was begun.
 """
 
+import contextlib
 import signal
 import threading
+import time
 from typing import Any
 
 import jax
@@ -14,13 +21,20 @@ from etils import epath
 
 from realm_jax.config import Config
 from realm_jax.corpus.store import Corpus
-from realm_jax.index import build
+from realm_jax.index import approximate, build
 from realm_jax.parallel import mesh as mesh_lib
 from realm_jax.parallel import processes
-from realm_jax.workdir import checkpoints, files, versions
+from realm_jax.workdir import checkpoints, files, leases, versions
 from realm_jax.workdir.run import Workdir
 
+# It looks for a checkpoint in steps of this share of the time waited so far.
+_POLL_SHARE = 0.05
 _LONGEST_POLL_SECONDS = 30.0
+_RETRY_POLLS = 10  # after a build that could not be written
+_STOP = 'refresh/stop'
+# In the workdir: the step that the trainer wants a version of (policy
+# adaptive).
+REQUEST = 'refresh_request.json'
 
 
 def refresh(path: str, follow: bool) -> int:
@@ -37,17 +51,11 @@ def refresh(path: str, follow: bool) -> int:
     Exit status: 0 done, 75 stopped by SIGTERM.
 
   Raises:
-    ValueError: no workdir or checkpoint to build from, or another refresher
-      is running.
+    ValueError: no workdir or checkpoint to build from, another refresher is
+      running, or (`follow`) the trainer makes the versions itself.
   """
-  stop = threading.Event()
-
-  def terminate(*_: object) -> None:
-    # Others may wait for this process; what it has written nobody can see.
-    processes.end(processes.SIGTERM_STATUS, 'stopped by SIGTERM')
-    stop.set()
-
-  previous = signal.signal(signal.SIGTERM, terminate)
+  stop = _Stop()
+  previous = signal.signal(signal.SIGTERM, stop.set)
   try:
     came = processes.from_first(
       not follow or (processes.is_first() and _wait_for_workdir(path, stop))
@@ -55,7 +63,13 @@ def refresh(path: str, follow: bool) -> int:
     if not came:
       return processes.SIGTERM_STATUS
     workdir = Workdir.open(path)
-    with workdir.lock('refresher'):
+    where = workdir.config.refresh.where
+    if follow and where in ('in_process', 'rolling'):
+      raise ValueError(
+        f'{path}: config.refresh.where is {where}: the trainer refreshes its '
+        'index itself; a refresher needs separate'
+      )
+    with workdir.lock('refresher'), _lease(workdir):
       job = _Job(workdir, stop)
       return job.follow() if follow else job.once()
   except build.Interrupted:
@@ -64,9 +78,42 @@ def refresh(path: str, follow: bool) -> int:
     signal.signal(signal.SIGTERM, previous)
 
 
+class _Stop:
+  """Whether SIGTERM came, to whichever of the refresher's processes.
+
+  All of them are told, so that they give up a version together and delete it.
+  """
+
+  def __init__(self) -> None:
+    self._came = threading.Event()
+
+  def set(self, *_: object) -> None:
+    processes.tell(_STOP, True)
+    self._came.set()
+
+  def is_set(self) -> bool:
+    if not processes.alone() and processes.ask(_STOP):
+      self._came.set()
+    return self._came.is_set()
+
+  def wait(self, seconds: float) -> bool:
+    """Waits so long or until it came; whether it came."""
+    end = time.monotonic() + seconds
+    while not self.is_set() and (left := end - time.monotonic()) > 0:
+      self._came.wait(min(left, 1.0))
+    return self.is_set()
+
+
 def embedder_digest(workdir: Workdir, step: int) -> str:
   """Digest of the document embedder, recorded when `step` was saved."""
   return checkpoints.read_record(workdir.path, step)['embedder_digest']
+
+
+def _lease(workdir: Workdir) -> contextlib.AbstractContextManager[Any]:
+  """Says that a refresher is there; the first process for all."""
+  if not processes.is_first():
+    return contextlib.nullcontext()
+  return leases.hold(workdir.path, 'refresher')
 
 
 class _Job:
@@ -76,11 +123,12 @@ class _Job:
   embedder whole, over its own devices.
   """
 
-  def __init__(self, workdir: Workdir, stop: threading.Event):
+  def __init__(self, workdir: Workdir, stop: _Stop):
     self._workdir = workdir
     self._config: Config = workdir.config
     self._stop = stop
     self._mesh = mesh_lib.local_mesh()
+    self._built = -1  # the newest step that has its version
 
   def once(self) -> int:
     """Builds the version that is missing, if one is."""
@@ -108,7 +156,11 @@ class _Job:
     return {'step': step, 'fingerprint': corpus.fingerprint}
 
   def follow(self) -> int:
-    """Builds a version of each checkpoint that it comes to."""
+    """Builds a version of each checkpoint that it comes to.
+
+    A build that could not be written (a full disk) is reported and tried
+    again, of what is the newest checkpoint by then.
+    """
     corpus = Corpus.open(self._config.corpus, self._pinned())
     places = [self._workdir.index]
     if self._workdir.shared_index:  # the trainer may have started with it
@@ -119,24 +171,43 @@ class _Job:
       )
       if step is None:
         return processes.SIGTERM_STATUS if self._stop.is_set() else 0
-      self._build(step, corpus)
+      try:
+        self._build(step, corpus)
+      except build.Unpublished as error:
+        processes.say(f'refresh: step {step} has no version: {error}')
+        self._stop.wait(_RETRY_POLLS * self._config.refresh.poll_seconds)
 
   def _next_step(self, corpus: Corpus, places: list[epath.Path]) -> int | None:
-    """Waits for a checkpoint without a version; None: none will come."""
-    poll = self._config.refresh.poll_seconds
+    """Waits for a checkpoint without a version; None: none will come.
+
+    It is the newest, and newer than all it gave before.
+    """
+    began = time.monotonic()
     while not self._stop.is_set():
       # Asked in this order: a checkpoint saved after the second question
       # finds the first one answered with "not finished".
       finished = (self._workdir.path / 'finished.json').exists()
       steps = checkpoints.steps(self._workdir.path)
-      if steps and not self._published(steps[-1], corpus, places):
-        return steps[-1]
+      newest = steps[-1] if steps else -1
+      if newest > self._built and (finished or newest >= self._wanted()):
+        if not self._published(newest, corpus, places):
+          return newest
+        self._built = newest
       if finished and steps:
         return None
       processes.beat('waiting for a checkpoint')
-      self._stop.wait(poll)
-      poll = min(poll * 1.5, _LONGEST_POLL_SECONDS)
+      self._stop.wait(_poll_seconds(self._config, began))
     return None
+
+  def _wanted(self) -> float:
+    """The least step that the trainer wants a version of."""
+    if self._config.refresh.policy != 'adaptive':
+      return 0
+    request = self._workdir.path / REQUEST
+    asked = files.read_json(request)['step'] if request.exists() else -1
+    index = self._workdir.index
+    made = [manifest.checkpoint_step for manifest in versions.readable(index)]
+    return asked if asked > max(made, default=-1) else float('inf')
 
   def _pinned(self) -> str | None:
     """The corpus generation of the run, once the trainer has recorded it."""
@@ -150,18 +221,13 @@ class _Job:
     want = (
       embedder_digest(self._workdir, step),
       corpus.fingerprint,
-      self._config.index.rows_dtype,
     )
-    for index in places:
-      for version in reversed(versions.list_versions(index)):
-        found = versions.read_manifest(index, version)
-        if want == (
-          found.embedder_digest,
-          found.corpus_fingerprint,
-          found.dtype,
-        ):
-          return True
-    return False
+    return any(
+      (found.embedder_digest, found.corpus_fingerprint) == want
+      and approximate.difference(found, self._config) is None
+      for index in places
+      for found in versions.readable(index)
+    )
 
   def _build(self, step: int, corpus: Corpus) -> None:
     processes.beat(f'restoring step {step}')
@@ -183,18 +249,23 @@ class _Job:
       step,
       embedder_digest(self._workdir, step),
       self._stop.is_set,
+      self._workdir.shared_index,
     )
+    self._built = step
     processes.say(
       f'refresh: version {manifest.version} of step {step}: {manifest.rows} '
       f'blocks in {manifest.build_seconds:.1f} s'
     )
     if processes.is_first():
-      used = in_use(self._workdir)
-      versions.prune(self._workdir.index, self._config.index.keep, used)
+      versions.prune(
+        self._workdir.index,
+        self._config.index.keep,
+        lambda: in_use(self._workdir),
+      )
 
 
 def in_use(workdir: Workdir) -> set[int]:
-  """Versions that the trainer uses or would resume with."""
+  """Versions that somebody reads, or that the trainer would resume with."""
   used = {
     checkpoints.read_record(workdir.path, step)['index_version']
     for step in checkpoints.steps(workdir.path)
@@ -202,6 +273,7 @@ def in_use(workdir: Workdir) -> set[int]:
   swaps = files.read_lines(workdir.swaps)
   if swaps:
     used.add(swaps[-1]['version'])
+  used |= leases.leased(workdir.path)
   return {version for version in used if version is not None}
 
 
@@ -224,19 +296,23 @@ def restore_part(
   return checkpoints.restore_part(workdir.path, step, part, abstract)
 
 
-def _wait_for_workdir(path: str, stop: threading.Event) -> bool:
+def _poll_seconds(config: Config, began: float) -> float:
+  waited = (time.monotonic() - began) * _POLL_SHARE
+  return min(max(config.refresh.poll_seconds, waited), _LONGEST_POLL_SECONDS)
+
+
+def _wait_for_workdir(path: str, stop: _Stop) -> bool:
   """Whether the trainer's first checkpoint came before SIGTERM did.
 
   The trainer saves it when its first index version is out; until then it may
   be building that version itself.
   """
-  poll, said = 0.5, False
+  began, said = time.monotonic(), False
   while not checkpoints.steps(path):
     if not said:
       processes.say(f'refresh: waiting for a trainer in {path}')
       said = True
     processes.beat('waiting for a trainer')
-    if stop.wait(poll):
+    if stop.wait(_poll_seconds(Config(), began)):  # it has no config yet
       return False
-    poll = min(poll * 1.5, _LONGEST_POLL_SECONDS)
   return True

@@ -202,9 +202,11 @@ def padded_rows(num_rows: int, mesh: jax.sharding.Mesh) -> int:
   return math.ceil(num_rows / mesh.size) * mesh.size
 
 
-def local_rows(num_rows: int, mesh: jax.sharding.Mesh) -> tuple[int, int]:
+def local_rows(
+  num_rows: int, mesh: jax.sharding.Mesh, total: int | None = None
+) -> tuple[int, int]:
   """The rows [start, stop) of a table that this process's devices hold."""
-  total = padded_rows(num_rows, mesh)
+  total = padded_rows(num_rows, mesh) if total is None else total
   size = total // mesh.size
   places = [
     place
@@ -221,6 +223,7 @@ def put_rows(
   shape: tuple[int, ...],
   dtype: Any,
   mesh: jax.sharding.Mesh,
+  total: int | None = None,
 ) -> jax.Array:
   """Builds a row table split over all devices, each reading its own rows.
 
@@ -230,11 +233,12 @@ def put_rows(
     shape: shape of one row.
     dtype: of the table.
     mesh: the mesh of the run.
+    total: rows with padding, a multiple of the devices; default the least.
 
   Returns:
-    Array [N rounded up to the devices, *shape].
+    Array [total, *shape].
   """
-  total = padded_rows(num_rows, mesh)
+  total = padded_rows(num_rows, mesh) if total is None else total
 
   def shard(index: tuple[slice, ...]) -> np.ndarray:
     start, stop, _ = index[0].indices(total)

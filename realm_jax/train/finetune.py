@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from realm_jax.config import Config
 from realm_jax.index.gather import gather
-from realm_jax.index.search import Index, search
+from realm_jax.index.search import Index, find
 from realm_jax.model import parts
 from realm_jax.model.joint import join
 from realm_jax.train import losses
@@ -15,6 +15,12 @@ from realm_jax.train.state import TrainState, query_embedder
 from realm_jax.train.update import Batch, update
 
 TRAINED = ('query_embedder', 'reader')
+
+
+def trained_parts(config: Config) -> tuple[str, ...]:
+  """The parts of the model that fine-tuning changes."""
+  more = ('document_embedder',) if config.train_document_embedder else ()
+  return (*TRAINED, *more)
 
 
 class Reading(NamedTuple):
@@ -31,19 +37,28 @@ def read(
   params: dict[str, Any],
   query_BL: jax.Array,
   index: Index,
-  keys: tuple[jax.Array | None, jax.Array | None],
+  keys: tuple[jax.Array | None, ...],
   config: Config,
   sep_id: int,
+  embed_afresh: bool = False,
+  found: dict[str, jax.Array] | None = None,
 ) -> Reading:
   """Retrieves `retriever_beam` blocks and reads the best `reader_beam`.
 
   The index's scores only select; the beam is rescored from its stored rows
-  in float32, with a gradient to the query encoder.
+  in float32, with a gradient to the query encoder. With `embed_afresh` the
+  blocks that are read are scored by fresh embeddings (a third key is of their
+  dropout), with a gradient to the document embedder too. `found` is a batch:
+  with found_row_BK and found_row_BKE the hosts have searched.
   """
   query_side = parts.bind('embedder', config, query_embedder(params))
   query_BE = query_side(query_BL, sep_id=sep_id, key=keys[0])
-  _, row_BK = search(index, query_BE, config.retriever_beam)
-  row_BKE = gather(index.rows_NE, row_BK)
+  found = found or {}
+  _, row_BK = find(index, found, query_BE, config.retriever_beam)
+  if 'found_row_BKE' in found:
+    row_BKE = found['found_row_BKE']
+  else:
+    row_BKE = gather(index.rows_NE, row_BK)
   score_BK = jnp.einsum('BE,BKE->BK', query_BE, row_BKE)
   score_BK = jnp.where(
     row_BK >= 0, score_BK / config.score_temperature, -jnp.inf
@@ -53,6 +68,20 @@ def read(
 
   beam = config.reader_beam
   document_BRL = gather(index.tokens_NL, row_BK[:, :beam])
+  if embed_afresh:
+    embedder = parts.bind('embedder', config, params['document_embedder'])
+    fresh = embedder(
+      document_BRL.reshape(-1, document_BRL.shape[2]),
+      sep_id=sep_id,
+      key=keys[2],
+    )
+    fresh_BR = jnp.einsum(
+      'BE,BRE->BR', query_BE, fresh.reshape(-1, beam, fresh.shape[1])
+    )
+    fresh_BR = jnp.where(
+      row_BK[:, :beam] >= 0, fresh_BR / config.score_temperature, -jnp.inf
+    )
+    score_BK = jnp.concatenate([fresh_BR, score_BK[:, beam:]], 1)
   token_BRJ, segment_BRJ, start_BR, end_BR = join(
     query_BL, document_BRL, config.reader_length, sep_id
   )
@@ -87,10 +116,11 @@ def finetune_step(
   config: Config,
   sep_id: int,
 ) -> tuple[TrainState, Index, dict[str, jax.Array]]:
-  """One step of fine-tuning: query encoder and reader, index frozen.
+  """One step of fine-tuning: query encoder and reader over an index.
 
   Args:
-    state: with query_embedder and reader (and the frozen document_embedder).
+    state: with query_embedder and reader, and the document_embedder, which is
+      frozen unless `train_document_embedder`.
     batch: query_BL; gold_row_BC (sorted, padded high); gold_start_BCS and
       gold_end_BCS, inclusive wordpieces of the body, padded -1.
     index: over Z.
@@ -112,13 +142,16 @@ def finetune_step(
       {**state.params, **trained},
       batch['query_BL'],
       index,
-      tuple(jax.random.split(key)),
+      tuple(jax.random.split(key, 2 + config.train_document_embedder)),
       config,
       sep_id,
+      embed_afresh=config.train_document_embedder,
+      found=batch,
     )
     return finetune_loss(reading, batch, questions)
 
-  state, metrics = update(state, TRAINED, loss_fn, batch, key, config)
+  names = trained_parts(config)
+  state, metrics = update(state, names, loss_fn, batch, key, config)
   return state, index, metrics
 
 

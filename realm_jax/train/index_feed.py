@@ -10,16 +10,20 @@ from etils import epath
 
 from realm_jax.config import Config
 from realm_jax.corpus.store import Corpus
-from realm_jax.index import build
+from realm_jax.index import approximate, load, shards
 from realm_jax.index.follow import Follower
-from realm_jax.index.refresh import in_use
+from realm_jax.index.refresh import REQUEST
+from realm_jax.index.scann_host import HostIndex, Searchers
 from realm_jax.index.search import Index
-from realm_jax.parallel import mesh as mesh_lib
 from realm_jax.parallel import processes
-from realm_jax.workdir import checkpoints, versions
-from realm_jax.workdir import rows as rows_lib
+from realm_jax.train import refresh_policy
+from realm_jax.train.first_index import Choice, Place
+from realm_jax.train.probe import Probe
+from realm_jax.train.renew import rounds
+from realm_jax.train.version_maker import VersionMaker
+from realm_jax.workdir import checkpoints, files, leases, versions
 from realm_jax.workdir.digest import tree_digest
-from realm_jax.workdir.metrics import SwapLog, read_swaps
+from realm_jax.workdir.metrics import SwapLog
 from realm_jax.workdir.run import Workdir, split_init
 
 
@@ -29,6 +33,7 @@ class IndexFeed:
   Attributes:
     index: the value that goes into the step (donated) and comes out of it.
     version: its number, or None when it belongs to another workdir.
+    since: the step whose document embedder made it.
   """
 
   def __init__(
@@ -40,6 +45,7 @@ class IndexFeed:
     params: dict[str, Any],
     resumed_step: int | None,
     frozen: bool,
+    probed: dict[str, np.ndarray],
   ):
     """Finds or builds the version to start with.
 
@@ -52,60 +58,137 @@ class IndexFeed:
       resumed_step: of the checkpoint that was resumed: its version is taken
         up again. None: a new run.
       frozen: the document embedder does not train: nothing is refreshed.
+      probed: the run's first batch, this process's part: swaps are measured
+        on its queries.
     """
+    if not frozen and 'document_embedder' not in params:
+      raise ValueError(
+        f'config.train_document_embedder: init_from {config.init_from} was '
+        'imported without a document embedder'
+      )
     self._frozen = frozen
+    self._refreshes = not frozen and config.refresh.where != 'none'
     self._workdir = workdir
     self._config = config
     self._corpus = corpus
     self._mesh = mesh
-    self._swaps = None
+    self._swaps: SwapLog | None = None
     if processes.is_first():
       self._swaps = SwapLog(workdir.path, resumed_step)
-    self._follower: Follower | None = None
-    source, manifest = self._first(params, resumed_step)
-    self._note(resumed_step or 0, manifest, source)
-    self.index: Index = build.load_index(
-      corpus, config, mesh, _reader(source, manifest)
+    self._lease: leases.Lease | None = None
+    self._started = resumed_step or 0
+    self._stale: list[int] = []  # of the steps since the last metrics
+    self._probed: dict[str, float] = {}  # of the last swap, not logged yet
+    self._maker = VersionMaker(workdir, config, corpus, mesh)
+    self._asked = self._read_request()
+    self._choice = Choice(workdir, config, corpus)
+    self._replayed = self._choice.replayed()
+    place = self._first(params, resumed_step)
+    self._note(self._started, place)
+    self._maker.go_on(self.since, self._started)
+    parts = place.read_parts(config, mesh)
+    self.index: Index = load.load_index(
+      corpus, config, mesh, place.read, None, place.manifest, parts
     )
-    if config.refresh.where == 'separate' and not frozen:
+    self._hold(place, parts)
+    refresh = config.refresh
+    separate = self._refreshes and refresh.where == 'separate'
+    self._follower: Follower | None = None
+    if separate and not refresh.replay:
       self._follower = Follower(
         workdir.index,
         self.version or 0,
-        self._check,
-        lambda rows: mesh_lib.local_rows(rows, mesh),
-        config.refresh.poll_seconds,
+        self._choice.check,
+        lambda rows: shards.local_rows(config, rows, mesh),
+        refresh.poll_seconds,
+        keeps_up=refresh.policy == 'schedule',
+        read_parts=lambda manifest: approximate.read(
+          workdir.index, manifest, config, mesh
+        ),
       )
+    self._probe: Probe | None = None
+    versions_come = self._refreshes and refresh.where != 'rolling'
+    on_devices = config.index.kind != 'scann_host'
+    if versions_come and refresh.probe_queries and on_devices:
+      self._probe = self._make_probe(probed, params)
 
   def swap(self, step: int, params: dict[str, Any], last: bool) -> bool:
-    """Swaps in a new version if there is one; True when one was made here.
+    """Swaps in a version that is there or due (refresh_config.py).
 
-    In-process, a version is made every `refresh.every` steps and after the
-    last, so that the index belongs to the final parameters.
+    In-process one is made after the last step too, so that the index belongs to
+    the final parameters.
+
+    Args:
+      step: steps done.
+      params: at that step.
+      last: no step follows.
+
+    Returns:
+      Whether this step must be saved: a version was made of it here, or is
+      asked of the refresher.
     """
+    if not self._refreshes:
+      return False
     refresh = self._config.refresh
-    if refresh.where == 'in_process' and not self._frozen:
-      due = step > self._since and (step % refresh.every == 0 or last)
-      if not due:
-        return False
-      manifest = self._build(params, step)
-      self._put(step, manifest, _reader(self._workdir.index, manifest))
-      return True
-    ready = self._follower.take(step) if self._follower else None
-    if ready is not None:
-      rows_nE, first = ready.rows_nE, ready.start
+    if refresh.replay:
+      place = self._replayed.get(step)
+      if place is not None and step > self._started:
+        parts = place.read_parts(self._config, self._mesh)
+        self._put(step, params, place, place.read, parts)
+      return False
+    if refresh.where == 'separate':
+      return self._take(step, params, last)
+    made = self._maker.make(step, params, last, lambda: self._fresh(params))
+    place = self._maker.ready(step)
+    if place is not None:
+      parts = place.read_parts(self._config, self._mesh)
+      self._put(step, params, place, place.read, parts)
+    return made
 
-      def read(start: int, stop: int) -> np.ndarray:
-        return rows_nE[start - first : stop - first]
+  def restore(
+    self, rows: Callable[[jax.ShapeDtypeStruct], jax.Array | None]
+  ) -> None:
+    """Takes up rows that steps wrote into, if they were saved.
 
-      self._put(step, ready.manifest, read)
-    return False
+    Args:
+      rows: gives them, with the shape and sharding that they have here.
+    """
+    have = self.index.rows_NE
+    found = rows(
+      jax.ShapeDtypeStruct(have.shape, have.dtype, sharding=have.sharding)
+    )
+    if found is not None:
+      self.index = dataclasses.replace(self.index, rows_NE=found)
 
-  def staleness(self, step: int) -> dict[str, int]:
-    """Metrics of a step: what the index is of, and how old."""
-    return {
-      'index_step': self._since,
-      'staleness_steps': 0 if self._frozen else step - self._since,
+  def step_done(self, step: int) -> None:
+    """Counts a step that used the index, for the staleness of `metrics`."""
+    self._stale.append(self._staleness(step))
+
+  def metrics(self, step: int, window: bool = True) -> dict[str, Any]:
+    """What the index of a step is of, and how old.
+
+    Args:
+      step: the step.
+      window: with the median and the 95th percentile of the staleness over the
+        steps since the last call (or since the run was started or resumed).
+    """
+    stale = self._staleness(step)
+    rolling = self._config.refresh.where == 'rolling'
+    values: dict[str, Any] = {
+      'index_step': step - stale if rolling else self.since,
+      'staleness_steps': stale,
     }
+    if window and self._stale:
+      p50, p95 = np.percentile(self._stale, [50, 95], method='higher')
+      values |= {'staleness_p50': int(p50), 'staleness_p95': int(p95)}
+      self._stale = []
+    if window:
+      values |= self._probed
+      self._probed = {}
+    return values
+
+  def refresher_lives(self) -> bool:
+    return leases.refresher_lives(self._workdir.path)
 
   def digest(self, params: dict[str, Any]) -> str:
     """What says whose index fits: that of the document embedder.
@@ -122,20 +205,22 @@ class IndexFeed:
   def close(self) -> None:
     if self._follower:
       self._follower.close()
+    if self._lease:
+      self._lease.end()
 
-  def _first(
-    self,
-    params: dict[str, Any],
-    resumed_step: int | None,
-  ) -> tuple[epath.Path, versions.Manifest]:
+  def _first(self, params: dict[str, Any], resumed_step: int | None) -> Place:
     """The version to start with: the first process finds one for all."""
+    earlier = [step for step in self._replayed if step <= self._started]
+    if earlier:
+      return self._replayed[max(earlier)]
     digest = self.digest(params)
     found = processes.from_first(
-      self._find(digest, resumed_step) if processes.is_first() else None
+      self._choice.find(digest, resumed_step) if processes.is_first() else None
     )
     if found is not None:
       index = epath.Path(found['index'])
-      return index, versions.read_manifest(index, found['version'])
+      manifest = versions.read_manifest(index, found['version'])
+      return Place(index, manifest, index == self._workdir.index)
     if 'document_embedder' not in params:
       raise ValueError(
         f'init_from {self._config.init_from}: was imported without a document '
@@ -143,105 +228,121 @@ class IndexFeed:
         f'{self._corpus.path} and with rows_dtype '
         f'{self._config.index.rows_dtype}'
       )
-    manifest = self._build(params, resumed_step or 0)
-    return self._workdir.index, manifest
+    return self._maker.build(params, self._started)
 
-  def _find(
-    self, digest: str, resumed_step: int | None
-  ) -> dict[str, Any] | None:
-    """Index and version that are there and fit, or None."""
-    own, shared = self._workdir.index, self._workdir.shared_index
-    swaps = [] if resumed_step is None else read_swaps(self._workdir.path)
-    if resumed_step is not None and swaps:
-      index, version = epath.Path(swaps[-1]['index']), swaps[-1]['version']
-      record = checkpoints.read_record(self._workdir.path, resumed_step)
-      if record['index_version'] is not None:  # a workdir may have moved
-        index, version = own, record['index_version']
-      if version in versions.list_versions(index):
-        manifest = versions.read_manifest(index, version)
-        self._check(manifest)
-        return {'index': str(index), 'version': version}
-    if resumed_step is None and self._config.index_from:
-      self._check_shared()
-    for index in (own,) if shared is None else (own, shared):
-      for version in reversed(versions.list_versions(index)):
-        manifest = versions.read_manifest(index, version)
-        if self._fits(manifest) and manifest.embedder_digest == digest:
-          return {'index': str(index), 'version': version}
-    return None
+  def _make_probe(
+    self, probed: dict[str, np.ndarray], params: dict[str, Any]
+  ) -> Probe:
+    """The probe, its programs compiled: a swap must not wait for them."""
+    finetuned = self._workdir.stage == 'finetune'
+    config = self._config
+    probe = Probe(
+      probed,
+      config,
+      self._corpus.num_blocks,
+      config.reader_beam if finetuned else config.num_candidates - 1,
+      self._corpus.tokenizer.sep_id,
+      self._mesh,
+    )
+    with jax.set_mesh(self._mesh):
+      probe.compare(params, self.index, self.index)
+      if config.refresh.policy == 'adaptive':
+        probe.freshness(params, self.index)
+    return probe
 
-  def _check_shared(self) -> None:
-    """Refuses an index that was named but can never be used here."""
-    shared = self._workdir.shared_index
-    assert shared is not None
-    newest = max(versions.list_versions(shared), default=None)
-    if newest is None:
-      raise ValueError(f'config.index_from: {shared} has no index version')
-    self._check(versions.read_manifest(shared, newest))
+  def _staleness(self, step: int) -> int:
+    """Steps between the embedder of the (oldest) rows and this step."""
+    if self._frozen:
+      return 0
+    age = step - self.since
+    if self._config.refresh.where == 'rolling':
+      turn = rounds(self._corpus.num_blocks, self._config.refresh.rows_per_step)
+      return min(age, turn)
+    return age
 
-  def _build(self, params: dict[str, Any], step: int) -> versions.Manifest:
-    document = params['document_embedder']
-    digest = tree_digest(document)
-    document, mesh = mesh_lib.to_local(document, self._mesh)
-    with self._workdir.lock('refresher'):
-      manifest = build.build_version(
-        self._workdir.index,
-        document,
-        self._corpus,
-        self._config,
-        mesh,
-        step,
-        digest,
-      )
-      if processes.is_first():
-        used = in_use(self._workdir) | {manifest.version}
-        versions.prune(self._workdir.index, self._config.index.keep, used)
-    return manifest
+  def _take(self, step: int, params: dict[str, Any], last: bool) -> bool:
+    """Takes the refresher's version; whether one is asked of it."""
+    refresh = self._config.refresh
+    if refresh_policy.take_due(refresh, step, self._swapped):
+      ready = self._follower.take() if self._follower else None
+      if ready is not None:
+        rows_nE, first = ready.rows_nE, ready.start
+
+        def read(start: int, stop: int) -> np.ndarray:
+          return rows_nE[start - first : stop - first]
+
+        place = Place(self._workdir.index, ready.manifest)
+        self._put(step, params, place, read, ready.parts)
+    if refresh.policy != 'adaptive' or self._asked > self.since:
+      return False
+    if last or step == self._started or step % refresh.every:
+      return False
+    if self._fresh(params) >= refresh.min_overlap:
+      return False
+    self._asked = step
+    if processes.is_first():
+      files.write_json(self._workdir.path / REQUEST, {'step': step})
+    return True
+
+  def _read_request(self) -> int:
+    """The step that the policy adaptive asked a version of, or -1."""
+    request = self._workdir.path / REQUEST
+    return files.read_json(request)['step'] if request.exists() else -1
+
+  def _fresh(self, params: dict[str, Any]) -> float:
+    assert self._probe is not None
+    return self._probe.freshness(params, self.index)
 
   def _put(
     self,
     step: int,
-    manifest: versions.Manifest,
+    params: dict[str, Any],
+    place: Place,
     read: Callable[[int, int], np.ndarray],
+    parts: approximate.Parts | None,
   ) -> None:
-    rows = build.put_version(self._config, manifest.rows, self._mesh, read)
-    self.index = dataclasses.replace(self.index, rows_NE=rows)
-    self._note(step, manifest, self._workdir.index)
-
-  def _note(
-    self, step: int, manifest: versions.Manifest, source: epath.Path
-  ) -> None:
-    own = source == self._workdir.index
-    self.version = manifest.version if own else None
-    # A version of another workdir is of this run's parameters at step 0.
-    self._since = manifest.checkpoint_step if own else 0
-    if self._swaps:
-      self._swaps.write(
-        step, manifest.version, manifest.checkpoint_step, index=str(source)
-      )
-
-  def _fits(self, manifest: versions.Manifest) -> bool:
-    try:
-      self._check(manifest)
-    except ValueError:
-      return False
-    return True
-
-  def _check(self, manifest: versions.Manifest) -> None:
-    versions.check(
-      manifest,
-      corpus_fingerprint=self._corpus.fingerprint,
-      tokenizer_digest=self._corpus.tokenizer_digest,
+    old, manifest = self.index, place.manifest
+    self.index = load.put_version(
+      old, self._config, manifest.rows, self._mesh, read, manifest, parts
     )
-    want = self._config.index.rows_dtype
-    if manifest.dtype != want:
-      raise ValueError(
-        f'index version {manifest.version}: rows are {manifest.dtype}, '
-        f'index.rows_dtype is {want}'
-      )
+    self._hold(place, parts)
+    if self._probe is not None:
+      self._probed = self._probe.compare(params, old, self.index)
+    self._note(step, place)
 
+  @property
+  def searchable(self) -> Index | HostIndex:
+    """What can be searched outside of the step."""
+    if self._searchers is None:
+      return self.index
+    return HostIndex(self.index, self._searchers, self._host_rows)
 
-def _reader(index: epath.Path, manifest: versions.Manifest) -> Any:
-  return lambda start, stop: rows_lib.read_rows(
-    index, manifest.version, start, stop
-  )
+  def _hold(self, place: Place, parts: approximate.Parts | None) -> None:
+    """Keeps what stays with the host: searchers, and rows to train on."""
+    self._searchers = parts if isinstance(parts, Searchers) else None
+    self._host_rows = None
+    if self._searchers is not None and self._workdir.stage == 'finetune':
+      self._host_rows = place.read(0, place.manifest.rows)
+
+  def _note(self, step: int, place: Place) -> None:
+    """Writes down that a version is in use from this step on."""
+    manifest = place.manifest
+    own = place.index == self._workdir.index
+    self.version = manifest.version if own else None
+    self.since = manifest.checkpoint_step if place.ours else 0
+    self._swapped = step
+    if self._swaps is None:
+      return
+    # The new lease before the old one ends, and before the rows are read.
+    lease = leases.Lease(place.index.parent, 'reader')
+    lease.take([manifest.version])
+    if self._lease:
+      self._lease.end()
+    self._lease = lease
+    self._swaps.write(
+      step,
+      manifest.version,
+      manifest.checkpoint_step,
+      index=str(place.index),
+      **self._probed,
+    )

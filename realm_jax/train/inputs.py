@@ -56,6 +56,13 @@ def has_index(stage: str, config: Config) -> bool:
   return stage == 'finetune' and not config.closed_book
 
 
+def candidates(stage: str, config: Config) -> int:
+  """Rows that the stage's step wants of a search, excluded ones with them."""
+  if stage == 'finetune':
+    return config.retriever_beam
+  return config.num_candidates - 1 + config.index.max_excluded
+
+
 def _open_corpus(key: str, store: str, path: str) -> Corpus:
   """The generation that the run is pinned to, or the newest for a new run."""
   if not store:
@@ -85,6 +92,15 @@ def _fit_to_corpus(stage: str, config: Config, corpus: Corpus) -> Config:
     raise ValueError(
       f'config.model.max_positions: {config.model.max_positions}, but texts '
       f'of this stage are up to {longest} wordpieces'
+    )
+  refresh = config.refresh
+  if refresh.changes_rows() and not (
+    stage == 'pretrain' and has_index(stage, config)
+  ):
+    key = 'write_back' if refresh.write_back else 'where'
+    raise ValueError(
+      f'config.refresh.{key}: {getattr(refresh, key)}, but {stage} trains no '
+      'document embedder with an index'
     )
   if not has_index(stage, config):
     return config

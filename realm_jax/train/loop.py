@@ -1,23 +1,24 @@
 """The one training loop. Steps are pure; everything else happens here.
 
 The order of operations between two steps, and nothing outside it:
-  1. swap in a new index version, if one is ready (in-process: make it);
+  1. swap in a new index version, if one is ready (in-process: make it; the
+     policy `bounded`: wait for it);
   2. save, if the step says so or SIGTERM came;
-  3. take the next batch, which a thread has made ahead;
+  3. take the next batch, which a thread has made ahead (of kind scann_host
+     also its candidates, and start the search for the one after it);
   4. dispatch the step (one that is profiled runs alone, profile.py);
   5. log the metrics of the step before, while this one runs.
 """
 
 import dataclasses
+import functools
 import math
-import signal
 import time
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
 from rich.console import Console
 from rich.progress import Progress, TextColumn
 
@@ -25,10 +26,15 @@ from realm_jax.config import Config
 from realm_jax.index.search import Index
 from realm_jax.parallel import mesh as mesh_lib
 from realm_jax.parallel import processes
+from realm_jax.train.collapse import CollapseAlarm
+from realm_jax.train.dev import Evaluate
+from realm_jax.train.host_search import HostSearch
 from realm_jax.train.index_feed import IndexFeed
 from realm_jax.train.profile import Profile
+from realm_jax.train.refresh_policy import Patience
 from realm_jax.train.samples import SampleLog
 from realm_jax.train.state import TrainState
+from realm_jax.train.terminated import Terminated
 from realm_jax.workdir import files
 from realm_jax.workdir.checkpoints import Checkpoints
 from realm_jax.workdir.digest import tree_digest
@@ -52,15 +58,17 @@ class Run:
   step: Step  # jitted; state and index are donated
   batches: Iterator[dict[str, np.ndarray]]  # from the first step on
   ids: Callable[[int], list[str]]  # of what step n, from 0, is made of
+  host_search: HostSearch | None  # takes `batches`, of kind scann_host
   state: TrainState
   feed: IndexFeed | None  # None: the stage has no index
   checkpoints: Checkpoints
   metrics: MetricsWriter | None  # None: another process writes
   samples: SampleLog | None
+  alarm: CollapseAlarm | None  # None: the stage does not train a retriever
   profile: Profile
   # Scores on dev questions, and the one of them that picks the best
   # checkpoint; called every `eval_every` steps and at the end.
-  evaluate: Callable[[TrainState, Index | None], dict[str, float]] | None
+  evaluate: Evaluate | None
   eval_every: int
   best: str | None
 
@@ -85,33 +93,48 @@ def train_loop(run: Run) -> int:
   state, feed = run.state, run.feed
   run.state = None  # type: ignore[assignment]  # donated to the first step
   key = jax.random.key(config.seed)
-  terminated = _Terminated()
+  terminated = Terminated()
   progress = _Progress(run, first)
   log = _Log(run, first, progress)
+  patience = Patience(config.refresh)
   with terminated, progress, jax.set_mesh(run.mesh):
     for step in range(first, config.num_steps + 1):
       last = step == config.num_steps
       processes.beat(f'step {step}')
-      stop = terminated.at(step)
+      stop = terminated.now()
       swapped = feed is not None and feed.swap(step, state.params, last)
+      if feed is not None and not (stop or last):
+        stop = patience.wait(
+          feed,
+          step,
+          save=functools.partial(_save_now, run, step, state),
+          swap=functools.partial(feed.swap, step, state.params, last),
+          stopped=terminated.now,
+        )
       scores: dict[str, float] = {}  # of this very step
       due = run.evaluate and step > first and _due(step, run.eval_every, last)
       if due and run.evaluate:
-        index = feed.index if feed else None
-        scores = run.evaluate(state, index)
+        scores = run.evaluate(state, feed.searchable if feed else None)
         log.evaluated(step, scores)
-      if step > first and (
+      saved = step > first and bool(
         last
         or stop
         or swapped
         or step % config.checkpoint_every == 0
         or (due and run.best)
-      ):
+      )
+      if saved:
         log.check()
         save(run, step, state, scores.get(run.best) if run.best else None)
       if last or (stop and step > first):
         break
-      batch = next(run.batches)
+      stale = {}
+      if run.host_search and feed:
+        batch, stale['query_staleness_steps'] = run.host_search.take(
+          state.params, feed.searchable, fresh=saved
+        )
+      else:
+        batch = next(run.batches)
       index = feed.index if feed else None
       state, index, metrics = run.profile.run(
         step + 1,
@@ -123,7 +146,7 @@ def train_loop(run: Run) -> int:
       )
       if feed:
         feed.index = index
-      log.previous(step + 1, metrics, batch)
+      log.previous(step + 1, metrics | stale, batch)
       progress.advance()
     log.flush()
   run.profile.end()
@@ -134,6 +157,11 @@ def train_loop(run: Run) -> int:
   if processes.is_first():
     files.write_json(run.workdir.path / 'finished.json', {'step': step})
   return 0
+
+
+def _save_now(run: Run, step: int, state: TrainState) -> None:
+  save(run, step, state)
+  run.checkpoints.wait()
 
 
 def _due(step: int, every: int, last: bool) -> bool:
@@ -158,13 +186,16 @@ def save(
     digest = run.feed.digest(state.params)
   elif 'document_embedder' in state.params:
     digest = tree_digest(state.params['document_embedder'])
+  items = {
+    'params': state.params,
+    'opt_state': state.opt_state,
+    'step': {'step': state.step},
+  }
+  if run.feed and run.config.refresh.changes_rows():
+    items['index'] = {'rows_NE': run.feed.index.rows_NE}
   run.checkpoints.save(
     step,
-    {
-      'params': state.params,
-      'opt_state': state.opt_state,
-      'step': {'step': state.step},
-    },
+    items,
     {
       'stage': run.workdir.stage,
       'embedder_digest': digest,
@@ -200,6 +231,8 @@ class _Log:
     """Logs the step before; `step` is logged by the next call."""
     self.flush()
     self._unchecked.append((step, metrics['loss']))
+    if self._run.feed:
+      self._run.feed.step_done(step)
     config = self._run.config
     logged = _due(step, config.log_every, step == config.num_steps)
     sampled = self._run.samples and _due(step, config.sample_every, False)
@@ -236,7 +269,10 @@ class _Log:
       values['examples_per_second'] = (
         (step - before) * self._run.config.batch_size / (now - began)
       )
-    self._write(step, {**values, **index})
+    values |= index
+    if self._run.alarm:
+      values |= self._run.alarm.update(step, values)
+    self._write(step, values)
 
   def check(self) -> None:
     """Raises FloatingPointError if a step's loss was not finite."""
@@ -249,7 +285,7 @@ class _Log:
 
   def evaluated(self, step: int, scores: dict[str, float]) -> None:
     self.flush()
-    self._write(step, {**scores, **self._index(step)})
+    self._write(step, {**scores, **self._index(step, window=False)})
     self._since = (step, time.monotonic())
 
   def _write(self, step: int, values: dict[str, Any]) -> None:
@@ -257,39 +293,9 @@ class _Log:
       self._run.metrics.write(step, values)
     self._progress.say(step, values)
 
-  def _index(self, step: int) -> dict[str, Any]:
+  def _index(self, step: int, window: bool = True) -> dict[str, Any]:
     feed = self._run.feed
-    return {} if feed is None else feed.staleness(step)
-
-
-class _Terminated:
-  """Whether SIGTERM came; the loop saves and ends at the next step.
-
-  Several processes have JAX's preemption service listen: it makes all of them
-  stop at one step, whichever got the signal.
-  """
-
-  def __init__(self) -> None:
-    self._came = False
-
-  def __enter__(self) -> '_Terminated':
-    self._alone = jax.process_count() == 1
-    if self._alone:
-      self._previous = signal.signal(signal.SIGTERM, self._set)
-    return self
-
-  def __exit__(self, *_: object) -> None:
-    if self._alone:
-      signal.signal(signal.SIGTERM, self._previous)
-
-  def at(self, step: int) -> bool:
-    """Whether to stop at this step; asked at every step, by all processes."""
-    if not self._alone and not self._came:
-      self._came = multihost_utils.reached_preemption_sync_point(step)
-    return self._came
-
-  def _set(self, *_: object) -> None:
-    self._came = True
+    return {} if feed is None else feed.metrics(step, window)
 
 
 class _Progress:

@@ -173,6 +173,11 @@ def _index_bytes(
   table = (
     rows * corpus.block_length * (2 if config.model.vocab_size <= 2**16 else 4)
   )
+  if config.index.kind == 'scann_host':
+    version = 0  # with the hosts
+  if config.index.kind == 'scann':
+    # Codes of a byte, and the row of each; tiles are filled to two thirds.
+    version += rows * (config.model.retrieval_size + 4) * 3 // 2
   return {
     'index': version + rows,  # and which rows are valid
     'second_index_buffer': version if config.num_candidates > 1 else 0,

@@ -7,11 +7,12 @@ import jax.numpy as jnp
 
 from realm_jax.config import Config
 from realm_jax.index.gather import gather
-from realm_jax.index.search import Index, drop_excluded, search
+from realm_jax.index.search import Index, drop_excluded, find
 from realm_jax.model import parts
 from realm_jax.model.joint import join
 from realm_jax.train import losses, samples
 from realm_jax.train.optimizer import RETRIEVER
+from realm_jax.train.renew import renew
 from realm_jax.train.state import TrainState, query_embedder
 from realm_jax.train.update import Batch, update
 
@@ -26,18 +27,21 @@ def pretrain_step(
   config: Config,
   cls_id: int,
   sep_id: int,
+  num_rows: int | None = None,
 ) -> tuple[TrainState, Index | None, dict[str, jax.Array]]:
   """One step of knowledge-augmented pre-training, one XLA program.
 
   Args:
     state: with the embedders' and the encoder's parameters.
-    batch: query_BL (masked), position_BM, target_BM, weight_BM, exclude_BX.
+    batch: query_BL (masked), position_BM, target_BM, weight_BM, exclude_BX;
+      candidates that the hosts have found, see index.search.find.
     index: over Z; only selects the candidates. None: the null document is
       the only one (num_candidates 1).
     key: of dropout.
     config: static.
     cls_id: static, id of [CLS].
     sep_id: static, id of [SEP].
+    num_rows: static, N without padding; None: the index has none.
 
   Returns:
     The next state, the index, and metrics: scalars, and `sample`.
@@ -49,8 +53,30 @@ def pretrain_step(
       trained, batch, total, index, key, config, cls_id, sep_id
     )
 
+  before = state
   state, metrics = update(state, TRAINED, loss_fn, batch, key, config)
-  return state, index, metrics
+  retrieved = metrics.pop('retrieved')
+  if index is not None and config.refresh.changes_rows():
+    index = renew(
+      index,
+      before.params,
+      before.step,
+      retrieved,
+      config,
+      num_rows or len(index.rows_NE),
+      sep_id,
+    )
+  return (
+    state,
+    index,
+    {
+      **metrics,
+      'most_retrieved_share': most_retrieved_share(retrieved['row_BK']),
+      'sample': samples.take(
+        *(retrieved[name] for name in ('row_BK', 'log_prior_BK', 'log_prob_BK'))
+      ),
+    },
+  )
 
 
 def pretrain_loss(
@@ -66,26 +92,33 @@ def pretrain_loss(
   """The marginal likelihood loss (paper equation 1) and its metrics.
 
   `batch` may be a part of the global batch; `total` is what the sum over the
-  global batch is divided by.
+  global batch is divided by. Among the metrics is `retrieved`, by example.
   """
   keys = jax.random.split(key, 4) if key is not None else (None,) * 4
   query_side = parts.bind('embedder', config, query_embedder(params))
   query_BE = query_side(batch['query_BL'], sep_id=sep_id, key=keys[0])
 
   # The index selects; over-retrieval leaves room for the trivial blocks.
-  retrieved = config.num_candidates - 1
+  k = config.num_candidates - 1
   exclude_BX = batch['exclude_BX']
-  if index is not None and retrieved:
-    score_BK, row_BK = search(index, query_BE, retrieved + exclude_BX.shape[1])
-    _, row_BK, trivial_B = drop_excluded(
-      score_BK, row_BK, exclude_BX, retrieved
-    )
+  further = {}
+  if index is not None and k:
+    deep = k + config.refresh.write_back_next
+    found = find(index, batch, query_BE, deep + exclude_BX.shape[1])
+    best = (x[:, : k + exclude_BX.shape[1]] for x in found)
+    _, row_BK, trivial_B = drop_excluded(*best, exclude_BX, k)
+    if deep > k:
+      further['next_BK'] = drop_excluded(*found, exclude_BX, deep)[1][:, k:]
   else:
     row_BK = jnp.zeros((query_BE.shape[0], 0), jnp.int32)
     trivial_B = jnp.zeros(query_BE.shape[0], bool)
-  document_BKL, score_BK, valid_BK = candidates(
+  document_BKL, document_BKE, valid_BK = candidates(
     params, index, query_BE, row_BK, keys[1:3], config, cls_id, sep_id
   )
+  score_BK = jnp.einsum('BE,BKE->BK', query_BE, document_BKE)
+  score_BK = score_BK / config.score_temperature
+  if config.refresh.write_back and not config.model.dropout:
+    further['fresh_BKE'] = document_BKE[:, 1:]
   log_prior_BK = losses.masked_log_softmax(score_BK, valid_BK)
   logits_BKMV = read_masked(
     params, batch, document_BKL, keys[3], config, sep_id
@@ -101,8 +134,13 @@ def pretrain_loss(
   metrics = _metrics(
     log_prior_BK, valid_BK, right_BKM, batch['weight_BM'], aux, trivial_B
   )
-  sample = samples.take(row_BK, log_prior_BK, aux['log_prob_BK'])
-  return loss, {**metrics, 'sample': sample}
+  retrieved = {
+    'row_BK': row_BK,
+    'log_prior_BK': log_prior_BK,
+    'log_prob_BK': aux['log_prob_BK'],
+    **further,
+  }
+  return loss, {**metrics, 'retrieved': jax.lax.stop_gradient(retrieved)}
 
 
 def candidates(
@@ -115,11 +153,11 @@ def candidates(
   cls_id: int,
   sep_id: int,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-  """The null document and the retrieved blocks, scored with fresh embeddings.
+  """The null document and the retrieved blocks, embedded afresh.
 
   Returns:
-    document_BKL token ids, score_BK = f(x, z) / temperature, and valid_BK,
-    K one more than `row_BK` has: candidate 0 is the null document.
+    document_BKL token ids, document_BKE, and valid_BK, K one more than `row_BK`
+    has: candidate 0 is the null document.
   """
   embedder = parts.bind('embedder', config, params['document_embedder'])
   batch, retrieved = row_BK.shape
@@ -138,9 +176,8 @@ def candidates(
     document_BKL = jnp.pad(document_BKL, ((0, 0), (0, 0), (0, length - 3)))
     document_BKL = jnp.concatenate([document_BKL, found_BKL], 1)
     document_BKE = jnp.concatenate([document_BKE, found_BKE], 1)
-  score_BK = jnp.einsum('BE,BKE->BK', query_BE, document_BKE)
   valid_BK = jnp.concatenate([jnp.ones((batch, 1), bool), row_BK >= 0], 1)
-  return document_BKL, score_BK / config.score_temperature, valid_BK
+  return document_BKL, document_BKE, valid_BK
 
 
 def read_masked(
@@ -174,6 +211,17 @@ def read_masked(
     key=key,
   )
   return logits.reshape(batch_size, num_candidates, *logits.shape[1:])
+
+
+def most_retrieved_share(row_BK: jax.Array) -> jax.Array:
+  """The share of queries that retrieve the block most queries retrieve."""
+  row_R = jnp.sort(row_BK.reshape(-1))  # a query has a row once
+  if not row_R.size:
+    return jnp.zeros(())
+  count_R = jnp.searchsorted(row_R, row_R, 'right') - jnp.searchsorted(
+    row_R, row_R
+  )
+  return jnp.where(row_R >= 0, count_R, 0).max() / row_BK.shape[0]
 
 
 def _metrics(

@@ -15,9 +15,11 @@ from realm_jax.data import prefetch, questions
 from realm_jax.parallel import mesh as mesh_lib
 from realm_jax.parallel import processes
 from realm_jax.train import dev, finetune, ict, mlm, pretrain
+from realm_jax.train.collapse import CollapseAlarm
+from realm_jax.train.host_search import HostSearch
 from realm_jax.train.index_feed import IndexFeed
 from realm_jax.train.initialize import initial_params
-from realm_jax.train.inputs import has_index, open_inputs
+from realm_jax.train.inputs import candidates, has_index, open_inputs
 from realm_jax.train.loop import Run, Step, save, train_loop
 from realm_jax.train.optimizer import make_optimizer
 from realm_jax.train.profile import Profile
@@ -34,7 +36,6 @@ _TRAINED = {
   'mlm': mlm.TRAINED,
   'ict': ict.TRAINED,
   'pretrain': pretrain.TRAINED,
-  'finetune': finetune.TRAINED,
 }
 
 
@@ -74,6 +75,7 @@ def train(
     )
     if state is None:
       state = _resumed_state(stage, config, path, mesh, saved)
+    frozen = stage == 'finetune' and not config.train_document_embedder
     step = int(state.step)
     went_on_from = step if resumed else None
     feed = None
@@ -85,13 +87,26 @@ def train(
         mesh,
         state.params,
         went_on_from,
-        frozen=stage == 'finetune',
+        frozen=frozen,
+        probed=source[0],
       )
+      if resumed and config.refresh.changes_rows():
+        feed.restore(lambda rows: saved.restore_rows(step, rows))
     metrics = samples = None
     if processes.is_first():
       metrics = MetricsWriter(workdir.path, went_on_from)
       if stage == 'pretrain':
         samples = SampleLog(workdir.path, corpus, went_on_from)
+    batches = prefetch.prefetch(source, step, _PREFETCH)
+    host_search = None
+    if feed is not None and config.index.kind == 'scann_host':
+      host_search = HostSearch(
+        config,
+        mesh,
+        batches,
+        candidates(stage, config),
+        corpus.tokenizer.sep_id,
+      )
     run = Run(
       workdir=workdir,
       config=config,
@@ -99,20 +114,24 @@ def train(
       step=jit_step(
         _step(stage, config, corpus), mesh, state, feed and feed.index
       ),
-      batches=prefetch.prefetch(source, step, _PREFETCH),
+      batches=batches,
+      host_search=host_search,
       ids=source.ids,
       state=state,
       feed=feed,
       checkpoints=saved,
       metrics=metrics,
       samples=samples,
+      alarm=_alarm(stage, config, corpus),
       profile=Profile(workdir.path, profile),
       evaluate=evaluate,
       eval_every=every,
       best=best,
     )
     try:
-      if not resumed and stage == 'pretrain':
+      if not resumed and (
+        stage == 'pretrain' or (feed is not None and not frozen)
+      ):
         # The state that version 1 belongs to; a refresher takes it as the sign
         # that the first version is out.
         save(run, 0, state)
@@ -120,8 +139,16 @@ def train(
     finally:
       if metrics:
         metrics.close()
+      if host_search:
+        host_search.close()
       if feed:
         feed.close()
+
+
+def _alarm(stage: str, config: Config, corpus: Corpus) -> CollapseAlarm | None:
+  if stage != 'pretrain' or not has_index(stage, config):
+    return None
+  return CollapseAlarm(corpus.num_blocks, config.num_candidates - 1)
 
 
 def _agree(stage: str, config: Config, corpus: Corpus, text: Corpus) -> None:
@@ -236,7 +263,10 @@ def _create_state(
   stage: str, config: Config, params: dict[str, Any]
 ) -> TrainState:
   closed = stage == 'finetune' and config.closed_book
-  names = mlm.TRAINED if closed else _TRAINED[stage]
+  if stage == 'finetune' and not closed:
+    names = finetune.trained_parts(config)
+  else:
+    names = mlm.TRAINED if closed else _TRAINED[stage]
   return TrainState.create(params, names, make_optimizer(config))
 
 
@@ -249,6 +279,7 @@ def _step(stage: str, config: Config, corpus: Corpus) -> Step:
       config=config,
       cls_id=tokenizer.cls_id,
       sep_id=tokenizer.sep_id,
+      num_rows=corpus.num_blocks,
     )
   elif stage == 'finetune' and not config.closed_book:
     with_index = functools.partial(

@@ -93,6 +93,8 @@ def _gradient(
   (loss, grads), metrics = jax.lax.scan(
     add, none, (split_parts(batch, count), jax.random.split(key, count))
   )
-  # Scalars are averaged; what has rows is that of the first part.
-  metrics = jax.tree.map(lambda m: m.mean() if m.ndim == 1 else m[0], metrics)
+  # Scalars are averaged; what is by example is that of the whole batch again.
+  metrics = jax.tree.map(
+    lambda m: m.mean() if m.ndim == 1 else m.reshape(-1, *m.shape[2:]), metrics
+  )
   return Gradient(loss, metrics, grads)

@@ -7,6 +7,7 @@ once it is committed. `saved.jsonl` has a line for every step ever saved, which
 outlives the checkpoint: `step, embedder_digest, index_version`.
 """
 
+import functools
 import math
 import shutil
 import threading
@@ -151,6 +152,24 @@ class Checkpoints:
       for name, tree in abstract.items()
     }
 
+  def restore_rows(
+    self, step: int, abstract: jax.ShapeDtypeStruct
+  ) -> jax.Array | None:
+    """Restores the index rows that were saved as `index/rows_NE`.
+
+    Args:
+      step: a committed step.
+      abstract: the rows with their sharding; padded to other devices than they
+        were saved from, maybe: what is missing is zeros.
+
+    Returns:
+      The rows, or None where the step was saved without.
+    """
+    directory = self._directory / str(step) / 'index'
+    if not directory.exists():
+      return None
+    return _load(directory, {'rows_NE': abstract}, strict=False)['rows_NE']
+
   def close(self) -> None:
     """Waits as `wait` does, and ends the threads."""
     self.wait()
@@ -293,7 +312,18 @@ def _restore(
 ) -> Any:
   saved = _saved_tree(directory)
   _check_same_model(directory, abstract, saved, partial)
-  restore_args = jax.tree.map(_restore_args, abstract)
+  return _load(directory, abstract, partial)
+
+
+def _load(
+  directory: epath.Path,
+  abstract: Any,
+  partial: bool = False,
+  strict: bool = True,
+) -> Any:
+  restore_args = jax.tree.map(
+    functools.partial(_restore_args, strict=strict), abstract
+  )
   with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
     return checkpointer.restore(
       directory,
@@ -303,11 +333,14 @@ def _restore(
     )
 
 
-def _restore_args(leaf: jax.ShapeDtypeStruct) -> ocp.RestoreArgs:
+def _restore_args(leaf: jax.ShapeDtypeStruct, strict: bool) -> ocp.RestoreArgs:
   if leaf.sharding is None:
     return ocp.RestoreArgs(restore_type=np.ndarray)
   return ocp.ArrayRestoreArgs(
-    sharding=leaf.sharding, global_shape=leaf.shape, dtype=leaf.dtype
+    sharding=leaf.sharding,
+    global_shape=leaf.shape,
+    dtype=leaf.dtype,
+    strict=strict,
   )
 
 

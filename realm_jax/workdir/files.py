@@ -49,6 +49,13 @@ def write_text(path: epath.PathLike, text: str) -> None:
   sync_directory(path.parent)
 
 
+def remove_half_written(path: epath.PathLike) -> None:
+  """Deletes what `write_text` left in a directory when it was killed."""
+  if is_local(path):
+    for temporary in epath.Path(path).glob('.*.tmp'):
+      temporary.unlink()
+
+
 def sync_directory(path: epath.PathLike) -> None:
   """Puts the names in a local directory on disk."""
   if not is_local(path):

@@ -7,7 +7,7 @@ manifest, so that one that is torn or swapped is found and named.
 """
 
 import zlib
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import tensorstore as ts
@@ -31,6 +31,14 @@ def owned_rows(
   first = chunks * process_index // process_count
   last = chunks * (process_index + 1) // process_count
   return min(first * chunk_rows, rows), min(last * chunk_rows, rows)
+
+
+class PartFiles(NamedTuple):
+  """What a kind of index has beside its rows; see versions.Manifest."""
+
+  options: dict[str, Any]
+  files: dict[str, int]
+  bytes: int
 
 
 class VersionWriter:
@@ -68,25 +76,26 @@ class VersionWriter:
     if (self._path / 'manifest.json').exists():
       raise ValueError(f'{self._path}: is committed already')
     (self._path / _PARTS).mkdir(parents=True, exist_ok=True)
-    self._array = _open_rows(
-      self._path,
-      create=True,
-      open=True,
-      metadata={
-        'shape': [rows, dim],
-        'chunk_grid': {
-          'name': 'regular',
-          'configuration': {'chunk_shape': [chunk_rows, dim]},
-        },
-        'data_type': dtype,
-        # Rows are finite: one that was never written cannot pass for one.
-        'fill_value': 'NaN',
-        'codecs': [
-          {'name': 'bytes', 'configuration': {'endian': 'little'}},
-          {'name': 'crc32c'},
-        ],
+    metadata = {
+      'shape': [rows, dim],
+      'chunk_grid': {
+        'name': 'regular',
+        'configuration': {'chunk_shape': [chunk_rows, dim]},
       },
-    )
+      'data_type': dtype,
+      # Rows are finite: one that was never written cannot pass for one.
+      'fill_value': 'NaN',
+      'codecs': [
+        {'name': 'bytes', 'configuration': {'endian': 'little'}},
+        {'name': 'crc32c'},
+      ],
+    }
+    try:
+      self._array = _open_rows(
+        self._path, create=True, open=True, metadata=metadata
+      )
+    except ValueError as error:  # TensorStore's for every kind of failure
+      raise OSError(f'{self._path}: could not be made: {error}') from error
 
   def write(self, start: int, rows_nE: np.ndarray) -> None:
     """Takes rows; a chunk goes to disk when its last row has come.
@@ -139,6 +148,21 @@ class VersionWriter:
         self._path / _PARTS / f'{min(self._checksums)}.json', self._checksums
       )
 
+  def read(self, start: int, stop: int) -> np.ndarray:
+    """Rows that all processes have written, before the commit."""
+    return self._array[start:stop].read().result()
+
+  def discard(self) -> None:
+    """Takes part in giving up the version: nothing is written after it.
+
+    The directory is deleted by one process, after all have called this
+    (versions.remove_uncommitted).
+    """
+    for _, future in self._futures:
+      # What became of it does not matter any more.
+      future.exception()
+    self._futures, self._open = [], {}
+
   def commit(
     self,
     *,
@@ -149,6 +173,7 @@ class VersionWriter:
     kind: str,
     recall: dict[str, float] | None,
     build_seconds: float,
+    parts: PartFiles | None = None,
   ) -> versions.Manifest:
     """Makes the version visible; by one process, after all have finished.
 
@@ -178,6 +203,7 @@ class VersionWriter:
       checksums={'rows': [found[chunk] for chunk in chunks]},
       recall=recall,
       build_seconds=build_seconds,
+      **(parts._asdict() if parts else {}),
     )
     (self._path / _PARTS).rmtree()
     versions.write_manifest(self._index, manifest)
@@ -253,6 +279,12 @@ def read_rows(
   chunks = list(range(start // size, -(-stop // size) if stop > start else 0))
   try:
     array = _open_rows(path, open=True)
+    found = (*array.shape, array.dtype.name)
+    if found != (want := (manifest.rows, manifest.dim, manifest.dtype)):
+      raise ValueError(
+        f'{path}/rows/zarr.json: is not what was written: it says {found}, the '
+        f'manifest {want}'
+      )
     out = np.empty((stop - start, manifest.dim), array.dtype.numpy_dtype)
     pending: list[ts.Future] = []
     for position, chunk in enumerate(chunks):

@@ -1,6 +1,7 @@
 """The directory of one training stage, and who may write in it."""
 
 import contextlib
+import dataclasses
 from typing import Any
 
 from etils import epath
@@ -10,7 +11,10 @@ from realm_jax.parallel import processes
 from realm_jax.workdir import files
 
 # What a checkpoint is made of or trained on: to change it is another run.
-_FIXED = ('corpus', 'text_corpus', 'pooling', 'seed', 'batch_size')
+_FIXED = (
+  *('corpus', 'text_corpus', 'pooling', 'seed', 'batch_size'),
+  'train_document_embedder',
+)
 _PATHS = (
   *('corpus', 'text_corpus', 'questions', 'dev_questions'),
   *('init_from', 'index_from'),
@@ -43,8 +47,8 @@ class Workdir:
       path: the directory; made if absent.
       stage: the verb.
       config: on resuming, its other values replace those in config.json, but
-        model.*, corpus, text_corpus, pooling, seed and batch_size must be
-        the same.
+        model.*, corpus, text_corpus, pooling, seed, batch_size and
+        train_document_embedder must be the same.
 
     Returns:
       The workdir, config.json written.
@@ -59,6 +63,7 @@ class Workdir:
     path.mkdir(parents=True, exist_ok=True)
     # A second trainer must not change the config of the first.
     with files.lock(path, 'trainer'):
+      files.remove_half_written(path)
       if (path / 'config.json').exists():
         old = cls.open(path)
         if old.stage != stage:
@@ -156,6 +161,11 @@ def absolute_paths(config: config_lib.Config) -> config_lib.Config:
     for name in _PATHS
     if (value := getattr(config, name)) and not value.startswith('tfds:')
   }
+  if replay := config.refresh.replay:
+    replayed = dataclasses.replace(
+      config.refresh, replay=str(files.absolute(replay))
+    )
+    config = dataclasses.replace(config, refresh=replayed)
   return config_lib.replace(config, **paths)
 
 

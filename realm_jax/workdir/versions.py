@@ -7,14 +7,17 @@ at. Deleting starts with it.
 
 import dataclasses
 import json
+import sys
 import zlib
+from collections.abc import Callable
 from typing import Any
 
 from etils import epath
 
 from realm_jax.workdir import files
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+_READABLE = (1, 2)  # 1: exact rows, without options and files
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,6 +38,10 @@ class Manifest:
     checksums: array name to the crc32 of each chunk's bytes.
     recall: measured against exact search (fractions), or None.
     build_seconds: what it took.
+    options: of the kind, as the config names them, with what was measured.
+    files: what the kind has beside the rows: path in the version's directory
+      to the crc32 of the file.
+    bytes: of these files.
   """
 
   version: int
@@ -50,6 +57,9 @@ class Manifest:
   checksums: dict[str, list[int]]
   recall: dict[str, float] | None
   build_seconds: float
+  options: dict[str, Any] = dataclasses.field(default_factory=dict)
+  files: dict[str, int] = dataclasses.field(default_factory=dict)
+  bytes: int = 0
 
 
 def directory(index: epath.PathLike, version: int) -> epath.Path:
@@ -66,9 +76,20 @@ def list_versions(index: epath.PathLike) -> list[int]:
   ]
 
 
-def next_version(index: epath.PathLike) -> int:
-  """The number after every version that is there, committed or not."""
-  return max(_directories(index), default=0) + 1
+def next_version(
+  index: epath.PathLike, shared: epath.PathLike | None = None
+) -> int:
+  """The number after every version that is there, committed or not.
+
+  Args:
+    index: Workdir.index.
+    shared: Workdir.shared_index, whose versions may serve beside the own: a
+      number says which is meant.
+  """
+  taken = _directories(index)
+  if shared is not None:
+    taken += list_versions(shared)
+  return max(taken, default=0) + 1
 
 
 def read_manifest(index: epath.PathLike, version: int) -> Manifest:
@@ -86,10 +107,10 @@ def read_manifest(index: epath.PathLike, version: int) -> Manifest:
   values = files.read_json(path)
   if not isinstance(values, dict):
     raise ValueError(f'{path}: expected a JSON object')
-  if values.get('format_version') != FORMAT_VERSION:
+  if values.get('format_version') not in _READABLE:
     raise ValueError(
       f'{path}: format_version {values.get("format_version")}, this program '
-      f'reads {FORMAT_VERSION}'
+      f'reads {" and ".join(map(str, _READABLE))}'
     )
   found = values.pop('crc32', None)
   if found != _checksum(values):
@@ -101,6 +122,34 @@ def read_manifest(index: epath.PathLike, version: int) -> Manifest:
   if manifest.version != version:
     raise ValueError(f'{path}: is the manifest of version {manifest.version}')
   return manifest
+
+
+def newest_options(
+  index: epath.PathLike, kind: str, num_shards: int
+) -> dict[str, Any]:
+  """Options of the newest version of this kind; none: empty."""
+  for manifest in reversed(readable(index)):
+    have = manifest.kind, manifest.options.get('num_shards')
+    if have == (kind, num_shards):
+      return manifest.options
+  return {}
+
+
+def readable(index: epath.PathLike) -> list[Manifest]:
+  """The manifests of the committed versions, oldest first.
+
+  One that is damaged is named on standard error and left out: it must not keep
+  a job from its work with the others.
+  """
+  found = []
+  for version in list_versions(index):
+    try:
+      found.append(read_manifest(index, version))
+    except FileNotFoundError:
+      continue  # deleted just now
+    except ValueError as error:
+      print(f'index version {version} passed over: {error}', file=sys.stderr)
+  return found
 
 
 def write_manifest(index: epath.PathLike, manifest: Manifest) -> None:
@@ -152,25 +201,34 @@ def remove_uncommitted(index: epath.PathLike) -> list[int]:
 
 
 def prune(
-  index: epath.PathLike, keep: int, in_use: set[int] | frozenset[int]
+  index: epath.PathLike, keep: int, in_use: Callable[[], set[int]]
 ) -> list[int]:
   """Deletes old versions; only under the refresher's lock.
 
   Args:
     index: Workdir.index.
     keep: how many of the newest committed versions stay.
-    in_use: versions that stay however old they are.
+    in_use: tells which versions stay however old they are. Asked again when
+      one is hidden: a reader that came in between finds it again.
 
   Returns:
     The versions deleted.
   """
-  old = [v for v in list_versions(index)[:-keep] if v not in in_use]
-  for version in old:
+  used, deleted = in_use(), []
+  for version in list_versions(index)[:-keep]:
+    if version in used:
+      continue
     path = directory(index, version)
-    (path / 'manifest.json').unlink()
+    manifest = path / 'manifest.json'
+    text = manifest.read_text()
+    manifest.unlink()
     files.sync_directory(path)
+    if version in in_use():
+      files.write_text(manifest, text)
+      continue
     path.rmtree()
-  return old
+    deleted.append(version)
+  return deleted
 
 
 def _directories(index: epath.PathLike) -> list[int]:

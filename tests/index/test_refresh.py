@@ -47,6 +47,14 @@ def test_once_without_a_checkpoint_is_refused(tmp_path, config):
     refresh(str(tmp_path / 'w'), follow=False)
 
 
+@pytest.mark.parametrize('where', ['in_process', 'rolling'])
+def test_a_run_that_refreshes_itself_is_not_followed(make_run, config, where):
+  workdir = make_run(config_lib.replace(config, refresh={'where': where}))
+  with pytest.raises(ValueError, match=f'where is {where}: the trainer'):
+    refresh(str(workdir.path), follow=True)
+  assert refresh(str(workdir.path), follow=False) == 0
+
+
 def test_a_second_refresher_is_refused(make_run, config):
   workdir = make_run(config)
   with (
@@ -138,7 +146,61 @@ def test_sigterm_in_a_build(make_run, config, monkeypatch):
 
   monkeypatch.setattr(build, 'embed_corpus', interrupt)
   assert refresh(str(workdir.path), follow=True) == 75
-  assert manifests(workdir) == []
+  assert list(workdir.index.iterdir()) == []
+  monkeypatch.undo()
+  assert refresh(str(workdir.path), follow=False) == 0
+  assert [x.version for x in manifests(workdir)] == [1]
+
+
+def test_what_cannot_be_written_is_tried_again(
+  make_run, config, monkeypatch, capsys
+):
+  workdir = make_run(config, steps=(1,))
+  finish, left = rows.VersionWriter.finish, []
+
+  def fail_once(self):
+    if left:
+      return finish(self)
+    # What the disk has room for is on it.
+    left.extend(workdir.index.iterdir())
+    files.write_json(workdir.path / 'finished.json', {'step': 1})
+    raise OSError(28, 'No space left on device', '000001')
+
+  monkeypatch.setattr(rows.VersionWriter, 'finish', fail_once)
+  assert refresh(str(workdir.path), follow=True) == 0
+  assert [path.name for path in left] == ['000001']
+  assert 'step 1 has no version: [Errno 28]' in capsys.readouterr().err
+  assert [x.checkpoint_step for x in manifests(workdir)] == [1]
+  assert [path.name for path in workdir.index.iterdir()] == ['000001']
+
+
+def test_never_an_older_checkpoint_after_a_newer(make_run, config, monkeypatch):
+  workdir = make_run(config, steps=(3, 5))
+  steps, asked = checkpoints.steps, []
+
+  def lagging(path):
+    asked.append(path)
+    if len(asked) > 12:  # a store that lists what it had a while ago
+      files.write_json(workdir.path / 'finished.json', {'step': 5})
+    return steps(path) if len(asked) < 3 else steps(path)[:1]
+
+  monkeypatch.setattr(checkpoints, 'steps', lagging)
+  assert refresh(str(workdir.path), follow=True) == 0
+  assert [x.checkpoint_step for x in manifests(workdir)] == [5]
+
+
+def test_numbers_are_not_those_of_the_index_started_with(
+  tmp_path, make_run, config
+):
+  workdir = make_run(config)
+  assert refresh(str(workdir.path), follow=False) == 0
+  other = tmp_path / 'other'
+  shutil.copytree(workdir.path, other)
+  shutil.rmtree(workdir.index)
+  shared = config_lib.replace(config, index_from=str(other))
+  Workdir.create(workdir.path, 'pretrain', shared)
+  assert refresh(str(workdir.path), follow=False) == 0
+  assert [x.version for x in manifests(workdir)] == [2]
 
 
 def test_follow_may_start_before_its_trainer(tmp_path, monkeypatch):
@@ -189,7 +251,7 @@ def test_follower_passes_over_what_is_damaged_or_foreign(tmp_path, capsys):
 
   def take():
     deadline = time.monotonic() + 10
-    while (ready := follower.take(0)) is None and time.monotonic() < deadline:
+    while (ready := follower.take()) is None and time.monotonic() < deadline:
       time.sleep(0.01)
     return ready
 
@@ -201,14 +263,14 @@ def test_follower_passes_over_what_is_damaged_or_foreign(tmp_path, capsys):
       said += capsys.readouterr().err
     assert said.startswith(f'index version {version} passed over: ')
     assert said.count('\n') == 1
-    assert follower.take(0) is None
+    assert follower.take() is None
     return said
 
   publish(index, 1)
   follower = Follower(index, 1, suitable, lambda rows: (0, rows), 0.01)
   try:
     time.sleep(0.1)
-    assert follower.take(0) is None  # it is in use already
+    assert follower.take() is None  # it is in use already
     publish(index, 2)
     ready = take()
     assert ready.manifest.version == 2 and (ready.rows_nE == 2).all()
@@ -225,3 +287,67 @@ def test_follower_passes_over_what_is_damaged_or_foreign(tmp_path, capsys):
     assert take().manifest.version == 5
   finally:
     follower.close()
+
+
+def test_follower_keeps_up_with_what_is_not_taken(tmp_path):
+  index = tmp_path / 'index'
+  index.mkdir()
+
+  def wait_until(condition):
+    deadline = time.monotonic() + 10
+    while not condition():
+      assert time.monotonic() < deadline
+      time.sleep(0.01)
+
+  follower = Follower(
+    index, 0, lambda _: None, lambda rows: (0, rows), 0.01, keeps_up=True
+  )
+  try:
+    for version in (1, 2):
+      publish(index, version)
+      wait_until(lambda version=version: follower._ready == (version, version))
+    # A newer one that is damaged does not cost the older one.
+    publish(tmp_path / 'aside', 3)
+    moved = versions.directory(tmp_path / 'aside', 3)
+    (moved / 'rows' / 'c' / '0' / '0').write_bytes(b'')
+    os.rename(moved, versions.directory(index, 3))
+    wait_until(lambda: follower._bad and follower._ready)
+    assert follower.take().manifest.version == 2
+    assert follower.take() is None and follower._read == {}
+  finally:
+    follower.close()
+
+
+def test_a_damaged_manifest_does_not_end_a_refresher(make_run, config, capsys):
+  workdir = make_run(config, steps=(1,))
+  assert refresh(str(workdir.path), follow=False) == 0
+  manifest = versions.directory(workdir.index, 1) / 'manifest.json'
+  manifest.write_text(manifest.read_text().replace('"dim": 8', '"dim": 9'))
+  make_run(config, steps=(2,))
+  assert refresh(str(workdir.path), follow=False) == 0
+  assert versions.read_manifest(workdir.index, 2).checkpoint_step == 2
+  assert f'{manifest}: is damaged' in capsys.readouterr().err
+
+
+def test_follower_falls_back_from_a_damaged_version(tmp_path, capsys):
+  index = tmp_path / 'index'
+  index.mkdir()
+  for version in (1, 2, 3, 4):
+    publish(index, version)
+  files_of = [versions.directory(index, version) for version in (3, 4)]
+  chunks = [directory / 'rows' / 'c' / '0' / '0' for directory in files_of]
+  chunks[1].write_bytes(chunks[0].read_bytes())  # rows of another version
+  chunks[0].write_bytes(chunks[0].read_bytes()[:-7])  # torn
+  follower = Follower(index, 1, lambda _: None, lambda rows: (0, rows), 0.01)
+  try:
+    deadline = time.monotonic() + 10
+    while (ready := follower.take()) is None:
+      assert time.monotonic() < deadline
+      time.sleep(0.01)
+  finally:
+    follower.close()
+  assert ready.manifest.version == 2 and (ready.rows_nE == 2).all()
+  said = capsys.readouterr().err.splitlines()
+  assert len(said) == 2
+  for line, version, chunk in zip(said, (4, 3), chunks[::-1], strict=True):
+    assert line.startswith(f'index version {version} passed over: {chunk}: ')

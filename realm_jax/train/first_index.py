@@ -1,0 +1,137 @@
+"""Which index version a training run starts with, or goes on with."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import numpy as np
+from etils import epath
+
+from realm_jax.config import Config
+from realm_jax.corpus.store import Corpus
+from realm_jax.index import approximate
+from realm_jax.workdir import checkpoints, versions
+from realm_jax.workdir import rows as rows_lib
+from realm_jax.workdir.metrics import read_swaps
+from realm_jax.workdir.run import Workdir
+
+
+@dataclasses.dataclass(frozen=True)
+class Place:
+  """A version, and where it lies.
+
+  Attributes:
+    index: the directory of versions.
+    manifest: of the version.
+    ours: its checkpoint step counts this run's steps (a version of another
+      workdir is of this run's parameters at step 0).
+  """
+
+  index: epath.Path
+  manifest: versions.Manifest
+  ours: bool = True
+
+  def read(self, start: int, stop: int) -> np.ndarray:
+    """Rows, each chunk checked against the manifest."""
+    return rows_lib.read_rows(self.index, self.manifest.version, start, stop)
+
+  def read_parts(
+    self, config: Config, mesh: jax.sharding.Mesh
+  ) -> approximate.Parts | None:
+    """What the config's kind of index has beside rows; see approximate."""
+    return approximate.read(self.index, self.manifest, config, mesh)
+
+
+class Choice:
+  """The versions that a run may use.
+
+  Args:
+    workdir: of the run.
+    config: of the run.
+    corpus: Z.
+  """
+
+  def __init__(self, workdir: Workdir, config: Config, corpus: Corpus):
+    self._workdir, self._config, self._corpus = workdir, config, corpus
+
+  def find(
+    self, digest: str, resumed_step: int | None
+  ) -> dict[str, Any] | None:
+    """Index and version that are there and fit, or None.
+
+    Args:
+      digest: of the document embedder.
+      resumed_step: of the checkpoint that was resumed: its version is taken
+        up again.
+    """
+    own, shared = self._workdir.index, self._workdir.shared_index
+    swaps = [] if resumed_step is None else read_swaps(self._workdir.path)
+    if resumed_step is not None and swaps:
+      index, version = epath.Path(swaps[-1]['index']), swaps[-1]['version']
+      record = checkpoints.read_record(self._workdir.path, resumed_step)
+      if record['index_version'] is not None:  # a workdir may have moved
+        index, version = own, record['index_version']
+      if version in versions.list_versions(index):
+        self.check(versions.read_manifest(index, version))
+        return {'index': str(index), 'version': version}
+    if resumed_step is None and self._config.index_from:
+      self._check_shared()
+    for index in (own,) if shared is None else (own, shared):
+      for manifest in reversed(versions.readable(index)):
+        if self._fits(manifest) and manifest.embedder_digest == digest:
+          return {'index': str(index), 'version': manifest.version}
+    return None
+
+  def replayed(self) -> dict[int, Place]:
+    """The swaps of `refresh.replay`, by step.
+
+    Raises:
+      ValueError: a version is not there any more, or must not be used here.
+    """
+    if not self._config.refresh.replay:
+      return {}
+    log = epath.Path(self._config.refresh.replay)
+    own = log.parent / 'index'
+    places = {}
+    for line in read_swaps(log.parent):
+      index, version = epath.Path(line['index']), line['version']
+      # What that run took from elsewhere is of its parameters at step 0.
+      ours = index.name == own.name and index.parent.name == own.parent.name
+      if ours:
+        index = own  # a workdir may have moved
+      if version not in versions.list_versions(index):
+        raise ValueError(
+          f'refresh.replay {log}: version {version} of step {line["step"]} is '
+          f'not in {index}; keep more of them (index.keep)'
+        )
+      manifest = versions.read_manifest(index, version)
+      self.check(manifest)
+      places[line['step']] = Place(index, manifest, ours)
+    if not places:
+      raise ValueError(f'refresh.replay {log}: has no swaps')
+    return places
+
+  def check(self, manifest: versions.Manifest) -> None:
+    """Raises ValueError for a version that must not be used here."""
+    versions.check(
+      manifest,
+      corpus_fingerprint=self._corpus.fingerprint,
+      tokenizer_digest=self._corpus.tokenizer_digest,
+    )
+    approximate.check(manifest, self._config)
+
+  def _fits(self, manifest: versions.Manifest) -> bool:
+    try:
+      self.check(manifest)
+    except ValueError:
+      return False
+    return True
+
+  def _check_shared(self) -> None:
+    """Refuses an index that was named but can never be used here."""
+    shared = self._workdir.shared_index
+    assert shared is not None
+    newest = max(versions.list_versions(shared), default=None)
+    if newest is None:
+      raise ValueError(f'config.index_from: {shared} has no index version')
+    self.check(versions.read_manifest(shared, newest))

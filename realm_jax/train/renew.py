@@ -1,0 +1,82 @@
+"""Fresh embeddings into the index within the step (beyond the paper).
+
+An index that the step writes into is part of the training state: it is saved
+and restored with it. Embeddings are those of the parameters that the step began
+with, without dropout.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from realm_jax.config import Config
+from realm_jax.index.gather import gather
+from realm_jax.index.search import Index
+from realm_jax.index.write import write_rows
+from realm_jax.model import parts
+
+
+def renew(
+  index: Index,
+  params: dict[str, Any],
+  step: jax.Array,
+  retrieved: dict[str, jax.Array],
+  config: Config,
+  num_rows: int,
+  sep_id: int,
+) -> Index:
+  """The index with the rows that a step renews.
+
+  Args:
+    index: before.
+    params: that the step began with.
+    step: steps done before it.
+    retrieved: row_BK and next_BK, retrieved and next best; fresh_BKE,
+      embeddings of row_BK, where the loss has some without dropout.
+    config: static; `refresh.where` rolling renews the next slice of all rows,
+      `refresh.write_back` those that were retrieved.
+    num_rows: static, N.
+    sep_id: static, id of [SEP].
+
+  Returns:
+    The index after.
+  """
+  refresh = config.refresh
+  if refresh.where == 'rolling':
+    row_B1 = _slice(step, num_rows, refresh.rows_per_step)[:, None]
+    index = _write(index, params, row_B1, config, sep_id)
+  if refresh.write_back:
+    if refresh.write_back_next:
+      index = _write(index, params, retrieved['next_BK'], config, sep_id)
+    if 'fresh_BKE' in retrieved:
+      index = write_rows(index, retrieved['row_BK'], retrieved['fresh_BKE'])
+    else:
+      index = _write(index, params, retrieved['row_BK'], config, sep_id)
+  return index
+
+
+def rounds(num_rows: int, rows_per_step: int) -> int:
+  """Steps that a rolling refresh takes to come to every row."""
+  return -(-num_rows // rows_per_step)
+
+
+def _slice(step: jax.Array, num_rows: int, count: int) -> jax.Array:
+  """The rows of a step's turn; -1 behind the last one."""
+  start = step % rounds(num_rows, count) * count
+  row_B = start + jnp.arange(count, dtype=jnp.int32)
+  return jnp.where(row_B < num_rows, row_B, -1)
+
+
+def _write(
+  index: Index,
+  params: dict[str, Any],
+  row_BK: jax.Array,
+  config: Config,
+  sep_id: int,
+) -> Index:
+  batch, count = row_BK.shape
+  token_BKL = gather(index.tokens_NL, row_BK)
+  embedder = parts.bind('embedder', config, params['document_embedder'])
+  fresh = embedder(token_BKL.reshape(batch * count, -1), sep_id=sep_id)
+  return write_rows(index, row_BK, fresh.reshape(batch, count, -1))

@@ -1,0 +1,121 @@
+"""Index versions that the trainer makes itself, between two steps."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+from realm_jax.config import Config
+from realm_jax.corpus.store import Corpus
+from realm_jax.index import build
+from realm_jax.index.refresh import in_use
+from realm_jax.parallel import mesh as mesh_lib
+from realm_jax.parallel import processes
+from realm_jax.train import refresh_policy
+from realm_jax.train.first_index import Place
+from realm_jax.workdir import versions
+from realm_jax.workdir.digest import tree_digest
+from realm_jax.workdir.run import Workdir
+
+
+class VersionMaker:
+  """Makes versions, and holds back those of `simulate_delay`.
+
+  Args:
+    workdir: of the run.
+    config: of the run.
+    corpus: Z.
+    mesh: of the run.
+  """
+
+  def __init__(
+    self,
+    workdir: Workdir,
+    config: Config,
+    corpus: Corpus,
+    mesh: jax.sharding.Mesh,
+  ):
+    self._workdir, self._config = workdir, config
+    self._corpus, self._mesh = corpus, mesh
+    refresh = config.refresh
+    delayed = refresh.policy == 'simulate_delay'
+    self._delay = refresh.delay_steps if delayed else 0
+    self._newest = -1  # the step that the newest version is of
+    self._waiting: list[versions.Manifest] = []  # until their step has come
+
+  def go_on(self, since: int, step: int) -> None:
+    """Takes up what was there at a step.
+
+    Args:
+      since: the step that the version in use is of.
+      step: of the checkpoint that the run goes on from.
+    """
+    self._newest = since
+    if not self._delay:
+      return
+    index, made = self._workdir.index, {}
+    for manifest in versions.readable(index):
+      if since < manifest.checkpoint_step <= step:
+        made[manifest.checkpoint_step] = manifest
+    self._newest = max(made, default=since)
+    self._waiting = [made[step] for step in sorted(made)]
+
+  def make(
+    self,
+    step: int,
+    params: dict[str, Any],
+    last: bool,
+    freshness: Callable[[], float],
+  ) -> bool:
+    """Makes a version if the policy says so; whether it did.
+
+    Args:
+      step: steps done.
+      params: at that step.
+      last: no step follows.
+      freshness: see refresh_policy.make_due.
+    """
+    refresh = self._config.refresh
+    if step <= self._newest:
+      return False
+    due = last  # for those that come after a rolling refresh
+    if refresh.where == 'in_process':
+      due = refresh_policy.make_due(refresh, step, last, freshness)
+    if due:
+      self._waiting.append(self.build(params, step).manifest)
+      self._newest = step
+    return due
+
+  def ready(self, step: int) -> Place | None:
+    """The newest version that is to be used from this step on, if any is."""
+    place = None
+    while self._waiting and (
+      self._waiting[0].checkpoint_step + self._delay <= step
+    ):
+      place = Place(self._workdir.index, self._waiting.pop(0))
+    return place
+
+  def build(self, params: dict[str, Any], step: int) -> Place:
+    """Embeds the corpus with the parameters of a step, and publishes it."""
+    document = params['document_embedder']
+    digest = tree_digest(document)
+    document, mesh = mesh_lib.to_local(document, self._mesh)
+    with self._workdir.lock('refresher'):
+      manifest = build.build_version(
+        self._workdir.index,
+        document,
+        self._corpus,
+        self._config,
+        mesh,
+        step,
+        digest,
+        shared=self._workdir.shared_index,
+      )
+      if processes.is_first():
+        waiting = {x.version for x in (*self._waiting, manifest)}
+        versions.prune(
+          self._workdir.index,
+          self._config.index.keep,
+          lambda: in_use(self._workdir) | waiting,
+        )
+    return Place(self._workdir.index, manifest)

@@ -1,0 +1,194 @@
+"""A run whose processes are killed at seeded moments, and what must hold."""
+
+import collections
+import pathlib
+import random
+import signal
+import subprocess
+import time
+
+import numpy as np
+import small_runs
+
+from realm_jax.workdir import checkpoints, files, leases, rows, versions
+
+# Seconds after its start at which a process is killed: while it imports,
+# compiles, restores, trains or embeds.
+_EARLIEST, _LATEST = 0.5, 10.0
+_PATIENCE = 240.0
+
+REFRESH = {'where': 'separate', 'poll_seconds': 0.1, 'batch_size': 16}
+KEYS = {
+  # Steps without end: the schedule of the learning rate depends on num_steps.
+  'num_steps': 1_000_000,
+  'checkpoint_every': 25,
+  'index': {'keep': 100_000},  # to replay their use
+  'optimizer': {'learning_rate': 1e-3, 'warmup_steps': 10},
+}
+
+
+class Disturbed:
+  """A trainer and its refresher, each of one or two processes.
+
+  Attributes:
+    counts: of what was done to them.
+  """
+
+  def __init__(
+    self, folder: pathlib.Path, cache: pathlib.Path, seed: int, size: int
+  ):
+    corpus = small_runs.make_corpus(folder)
+    small_runs.write_experiment(
+      folder / 'run.py', corpus, refresh=REFRESH, **KEYS
+    )
+    replay = REFRESH | {'replay': str(folder / 'w' / 'swaps.jsonl')}
+    small_runs.write_experiment(
+      folder / 'replay.py', corpus, refresh=replay, **KEYS
+    )
+    self.workdir = folder / 'w'
+    self._folder, self._cache, self._size = folder, cache, size
+    self._random = random.Random(seed)
+    self._running: dict[str, list[subprocess.Popen]] = {}
+    self.counts: collections.Counter[str] = collections.Counter()
+
+  def disturb(self, kills: int) -> None:
+    """Runs, and kills one process after the other, each time starting again."""
+    for role in ('trainer', 'refresher'):
+      self._start(role)
+    for _ in range(kills):
+      role = self._random.choice(('trainer', 'refresher'))
+      time.sleep(self._random.uniform(_EARLIEST, _LATEST))
+      victim = self._random.randrange(self._size)
+      self._kill(role, victim)
+      self._start(role)
+
+  def end(self) -> int:
+    """Lets both come to a swap once more, and stops them; the last step."""
+    seen = self._newest_step()
+    self._until(lambda: self._newest_step() > max(seen, 40))
+    count = len(versions.list_versions(self.workdir / 'index'))
+    self._until(
+      lambda: len(versions.list_versions(self.workdir / 'index')) > count
+    )
+    seen = self._newest_step()
+    self._until(lambda: self._newest_step() > seen + 2)
+    for role in ('trainer', 'refresher'):
+      self._stop(role)
+    return checkpoints.steps(self.workdir)[-1]
+
+  def replay(self, last: int) -> list[tuple[int, float]]:
+    """The losses of an undisturbed run with the same swaps."""
+    again = self._folder / 'again'
+    process = self._run(['pretrain', '--config', 'replay.py'], again, 1)
+    self._until(
+      lambda: newest_step(again) >= last or process[0].poll() is not None
+    )
+    process[0].send_signal(signal.SIGTERM)
+    statuses, said = small_runs.finish(process)
+    assert statuses == [75], said
+    return [pair for pair in losses(again) if pair[0] <= last]
+
+  def kill_all(self) -> None:
+    for cluster in self._running.values():
+      for process in cluster:
+        process.kill()
+        process.wait()
+
+  def _start(self, role: str) -> None:
+    follow = ['refresh', '--follow']
+    train = ['pretrain', '--config', 'run.py']
+    arguments = train if role == 'trainer' else follow
+    self._running[role] = self._run(arguments, self.workdir, self._size)
+
+  def _run(
+    self, arguments: list[str], workdir: pathlib.Path, size: int
+  ) -> list[subprocess.Popen]:
+    arguments = [
+      str(self._folder / x) if x.endswith('.py') else x for x in arguments
+    ]
+    arguments += ['--workdir', str(workdir)]
+    # What they say goes to files: nobody reads a pipe meanwhile.
+    said = open(self._folder / 'said.txt', 'a')  # noqa: SIM115
+    with said:
+      options = {'stdout': said, 'stderr': said}
+      if size == 1:
+        return [small_runs.start(arguments, self._cache, **options)]
+      return small_runs.start_cluster(
+        arguments, self._cache, size, options=options
+      )
+
+  def _kill(self, role: str, victim: int) -> None:
+    cluster = self._running[role]
+    for process in cluster:
+      assert process.poll() is None, f'{role} ended by itself\n{self.said()}'
+    cluster[victim].kill()
+    # The others of its run end by themselves.
+    for process in cluster:
+      process.wait(timeout=_PATIENCE)
+    self.counts[f'{role}s killed'] += 1
+
+  def _stop(self, role: str) -> None:
+    self._running[role][-1].send_signal(signal.SIGTERM)
+    for process in self._running[role]:
+      assert process.wait(timeout=_PATIENCE) == 75, self.said()
+
+  def said(self) -> str:
+    return (self._folder / 'said.txt').read_text()[-4000:]
+
+  def _newest_step(self) -> int:
+    return newest_step(self.workdir)
+
+  def _until(self, condition) -> None:
+    deadline = time.monotonic() + _PATIENCE
+    while not condition():
+      assert time.monotonic() < deadline, self.said()
+      time.sleep(0.1)
+
+
+def newest_step(workdir: pathlib.Path) -> int:
+  lines = files.read_lines(workdir / 'metrics.jsonl')
+  return lines[-1]['step'] if lines else 0
+
+
+def losses(workdir: pathlib.Path) -> list[tuple[int, float]]:
+  return [
+    (x['step'], x['loss']) for x in files.read_lines(workdir / 'metrics.jsonl')
+  ]
+
+
+def check_workdir(workdir: pathlib.Path) -> dict[str, int]:
+  """Everything on disk is whole and belongs there; counts of it."""
+  index = workdir / 'index'
+  numbers = versions.list_versions(index)
+  # Nothing but whole versions: of their own embedder, every chunk right.
+  assert sorted(child.name for child in index.iterdir()) == [
+    f'{number:06d}' for number in numbers
+  ]
+  for number in numbers:
+    manifest = versions.read_manifest(index, number)
+    record = checkpoints.read_record(workdir, manifest.checkpoint_step)
+    assert manifest.embedder_digest == record['embedder_digest']
+    rows_NE = rows.read_rows(index, number, 0, manifest.rows)
+    assert np.isfinite(rows_NE.astype(np.float32)).all()
+  made = [versions.read_manifest(index, n).checkpoint_step for n in numbers]
+  assert made == sorted(made)  # never an older one after a newer one
+  swaps = files.read_lines(workdir / 'swaps.jsonl')
+  assert [x['step'] for x in swaps] == sorted(x['step'] for x in swaps)
+  assert {x['version'] for x in swaps} <= set(numbers)
+  for line in files.read_lines(workdir / 'metrics.jsonl'):
+    used = [swap for swap in swaps if swap['step'] < line['step']][-1]
+    assert line['index_step'] == used['checkpoint_step']
+  steps = [step for step, _ in losses(workdir)]
+  assert steps == list(range(1, len(steps) + 1))
+  assert leases.living(workdir) == []
+  names = {child.name for child in workdir.iterdir()}
+  assert not [name for name in names if name.endswith('.tmp')]
+  left = [
+    child.name
+    for child in (workdir / 'checkpoints').iterdir()
+    if not child.name.isdigit() and child.name != 'deleted'
+  ]
+  assert left == []
+  assert not list((workdir / 'checkpoints').glob('deleted/*'))
+  assert len(checkpoints.steps(workdir)) <= 3
+  return {'versions': len(numbers), 'swaps': len(swaps), 'steps': len(steps)}

@@ -1,0 +1,101 @@
+"""Which rows a step writes into the index, and what."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import small_runs
+
+from realm_jax.config import MeshConfig
+from realm_jax.corpus.store import Corpus
+from realm_jax.index.build import embed_tokens
+from realm_jax.index.search import Index
+from realm_jax.model import parts
+from realm_jax.parallel import mesh as mesh_lib
+from realm_jax.train import renew
+
+COUNT = 50
+
+
+@pytest.fixture(scope='module')
+def store(tmp_path_factory):
+  return small_runs.make_corpus(tmp_path_factory.mktemp('corpus'), COUNT)
+
+
+def renewed(store, config, mesh, step, retrieved):
+  """Rows before and after, and what each of them is afresh."""
+  corpus = Corpus.open(store)
+  token_NL = corpus.tokens(slice(0, COUNT))
+  params = {
+    'document_embedder': parts.init_part('embedder', config, jax.random.key(1))
+  }
+  before_NE = np.random.default_rng(0).normal(size=(COUNT, 8))
+
+  def put(values):
+    return mesh_lib.put_rows(
+      lambda a, b: values[a:b], COUNT, values.shape[1:], values.dtype, mesh
+    )
+
+  index = Index(
+    put(before_NE.astype(np.float32)), put(np.ones(COUNT, bool)), put(token_NL)
+  )
+  sep_id = corpus.tokenizer.sep_id
+  with jax.set_mesh(mesh):
+    after = jax.jit(
+      lambda index, retrieved: renew.renew(
+        index, params, jnp.int32(step), retrieved, config, COUNT, sep_id
+      )
+    )(index, mesh_lib.put_whole(retrieved, mesh))
+  fresh_NE = embed_tokens(
+    params['document_embedder'], token_NL.astype(np.int32), config, sep_id
+  )
+  rows_NE = np.asarray(after.rows_NE)[:COUNT]
+  return before_NE.astype(np.float32), rows_NE, np.asarray(fresh_NE)
+
+
+def check(before_NE, after_NE, fresh_NE, written):
+  written_N = np.isin(np.arange(COUNT), written)
+  np.testing.assert_array_equal(after_NE[~written_N], before_NE[~written_N])
+  np.testing.assert_allclose(
+    after_NE[written_N], fresh_NE[written_N], atol=1e-5
+  )
+
+
+@pytest.mark.parametrize('shape', [(1, 1), (4, 2)])
+def test_rolling_comes_to_every_row_in_turn(store, shape):
+  keys = {'where': 'rolling', 'rows_per_step': 16}
+  config = small_runs.make_config(store, refresh=keys)
+  mesh = mesh_lib.make_mesh(
+    MeshConfig(*shape), jax.devices()[: shape[0] * shape[1]]
+  )
+  assert renew.rounds(COUNT, 16) == 4
+  for step, rows in ((1, range(16, 32)), (3, range(48, 50)), (4, range(16))):
+    check(*renewed(store, config, mesh, step, {}), rows)
+
+
+@pytest.mark.parametrize('shape', [(1, 1), (4, 2)])
+def test_write_back_renews_what_was_retrieved(store, shape):
+  keys = {'write_back': True, 'write_back_next': 1}
+  config = small_runs.make_config(store, refresh=keys)
+  mesh = mesh_lib.make_mesh(
+    MeshConfig(*shape), jax.devices()[: shape[0] * shape[1]]
+  )
+  row_BK = np.arange(8, dtype=np.int32).reshape(4, 2) * 6
+  row_BK[1] = [0, -1]
+  retrieved = {'row_BK': row_BK, 'next_BK': np.int32([[1], [2], [0], [-1]])}
+  written = [0, 1, 2, 6, 24, 30, 36, 42]
+  check(*renewed(store, config, mesh, 0, retrieved), written)
+  # What the loss embedded is written as it is.
+  fresh_BKE = np.full((4, 2, 8), 7, np.float32)
+  before_NE, after_NE, _ = renewed(
+    store,
+    dataclasses.replace(
+      config, refresh=dataclasses.replace(config.refresh, write_back_next=0)
+    ),
+    mesh,
+    0,
+    {'row_BK': row_BK, 'fresh_BKE': fresh_BKE},
+  )
+  check(before_NE, after_NE, np.full((COUNT, 8), 7), [0, 6, 24, 30, 36, 42])
