@@ -13,6 +13,7 @@ import typing
 from collections.abc import Iterable
 from typing import Any, Literal, get_args, get_origin
 
+from realm_jax.index_config import IndexConfig
 from realm_jax.refresh_config import RefreshConfig
 
 FORMAT_VERSION = 1
@@ -127,28 +128,6 @@ class MeshConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class IndexConfig:
-  """The index over the corpus Z."""
-
-  kind: Literal['exact'] = 'exact'
-  rows_dtype: Literal['float32', 'bfloat16'] = 'bfloat16'
-  token_table: Literal['device'] = 'device'
-  keep: int = 3  # versions kept on disk
-  min_recall: float = 0.0  # a build below this recall@k is refused
-  search_block: int = 8192  # rows scored at a time on a device
-  max_excluded: int = 8  # rows a query may exclude (trivial retrieval)
-
-  def validate(self) -> None:
-    _at_least('index', 'keep', self.keep, 1)
-    _at_least('index', 'search_block', self.search_block, 1)
-    _at_least('index', 'max_excluded', self.max_excluded, 1)
-    if not 0 <= self.min_recall <= 1:
-      raise ValueError(
-        f'index.min_recall: {self.min_recall}, must be a fraction in [0, 1]'
-      )
-
-
-@dataclasses.dataclass(frozen=True)
 class Config:
   """One training stage. Lengths are in wordpieces."""
 
@@ -201,7 +180,7 @@ class Config:
   model: ModelConfig = ModelConfig()
   optimizer: OptimizerConfig = OptimizerConfig()
   mesh: MeshConfig = MeshConfig()
-  index: IndexConfig = IndexConfig()
+  index: IndexConfig = dataclasses.field(default_factory=IndexConfig)
   refresh: RefreshConfig = dataclasses.field(default_factory=RefreshConfig)
 
   def validate(self) -> None:
@@ -260,6 +239,17 @@ class Config:
       self.refresh,
     ):
       section.validate()
+    on_hosts = self.index.kind == 'scann_host'
+    if on_hosts and self.refresh.changes_rows():
+      raise ValueError(
+        'index.kind: scann_host has no rows on the devices for '
+        'refresh.write_back or refresh.where rolling to change'
+      )
+    if on_hosts and self.refresh.policy == 'adaptive':
+      raise ValueError(
+        'refresh.policy: adaptive looks into rows on the devices; index.kind '
+        'scann_host has none'
+      )
 
   def to_dict(self) -> dict[str, Any]:
     return dataclasses.asdict(self)

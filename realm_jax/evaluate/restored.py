@@ -12,8 +12,9 @@ from etils import epath
 
 from realm_jax.config import Config, MeshConfig
 from realm_jax.corpus.store import Corpus
-from realm_jax.index import build
+from realm_jax.index import approximate, load
 from realm_jax.index.refresh import restore_part
+from realm_jax.index.scann_host import HostIndex, Searchers
 from realm_jax.index.search import Index
 from realm_jax.parallel import mesh as mesh_lib
 from realm_jax.parallel import processes
@@ -70,7 +71,7 @@ class Restored:
   mesh: jax.sharding.Mesh
   corpus: Corpus | Textless
   params: dict[str, Any]
-  index: Index | None
+  index: Index | HostIndex | None
   checkpoint_step: int
   index_step: int | None
 
@@ -137,19 +138,13 @@ def restore(
     corpus_fingerprint=corpus.fingerprint,
     tokenizer_digest=corpus.tokenizer_digest,
   )
-  if manifest.dtype != config.index.rows_dtype:
-    raise ValueError(
-      f'index version {manifest.version}: rows are {manifest.dtype}, '
-      f'index.rows_dtype is {config.index.rows_dtype}'
-    )
+  approximate.check(manifest, config)
 
   def read(start: int, stop: int) -> np.ndarray:
     return rows_lib.read_rows(index_path, manifest.version, start, stop)
 
   with _lease(index_path, manifest.version):
-    index = build.load_index(
-      corpus, config, mesh, read, _alive_now(config, corpus)
-    )
+    index = _load_index(corpus, config, mesh, read, index_path, manifest)
   return Restored(
     workdir, config, mesh, corpus, params, index, step, manifest.checkpoint_step
   )
@@ -174,6 +169,23 @@ def _alive_now(
   return lambda start, stop: (
     corpus.alive(start, stop) & newest.alive(start, stop)
   )
+
+
+def _load_index(
+  corpus: Any,
+  config: Config,
+  mesh: jax.sharding.Mesh,
+  read: Callable[[int, int], np.ndarray],
+  index_path: epath.Path,
+  manifest: versions.Manifest,
+) -> Index | HostIndex:
+  parts = approximate.read(index_path, manifest, config, mesh)
+  alive = _alive_now(config, corpus)
+  index = load.load_index(corpus, config, mesh, read, alive, manifest, parts)
+  if isinstance(parts, Searchers):
+    rows = manifest.rows
+    return HostIndex(index, parts, read(0, rows), alive(0, rows))
+  return index
 
 
 def chosen_step(workdir: Workdir, step: int | None) -> int:

@@ -1,4 +1,4 @@
-"""Embedding a corpus into an index version, and putting one on the devices."""
+"""Embedding a corpus into an index version."""
 
 import concurrent.futures
 import functools
@@ -13,9 +13,9 @@ from etils import epath
 
 from realm_jax.config import Config
 from realm_jax.corpus.store import Corpus
-from realm_jax.data import sentences
-from realm_jax.index import reuse
-from realm_jax.index.search import Index
+from realm_jax.index import approximate, reuse
+from realm_jax.index import recall as recall_lib
+from realm_jax.index.recall import RecallProbe, probe_queries
 from realm_jax.model import parts
 from realm_jax.parallel import mesh as mesh_lib
 from realm_jax.parallel import processes
@@ -26,8 +26,6 @@ from realm_jax.workdir import versions
 # into a block.
 _BUCKET = 32
 _WINDOW = 16  # batches that are sorted by length together
-_PROBE_QUERIES = 64
-_PROBE_K = 8
 _STOPPED = 'stopped'
 
 
@@ -115,8 +113,12 @@ def build_version(
     _agree_on(next(filter(None, processes.gather(problem)), None))
     assert written is not None
     writer, probe = written
-    recall = probe.recall()
-    if base is not None and base.manifest.recall:
+    recall, parts = probe.recall(), None
+    if config.index.kind != 'exact':
+      parts, recall = _add_parts(
+        index, version, writer, corpus, config, mesh, probe
+      )
+    elif base is not None and base.manifest.recall:
       # Of copied rows it is not seen what rounding did to them.
       recall = {
         name: min(value, base.manifest.recall.get(name, value))
@@ -133,6 +135,7 @@ def build_version(
           kind=config.index.kind,
           recall=recall,
           build_seconds=round(time.monotonic() - began, 3),
+          parts=parts,
         )
       except OSError as error:
         problem = str(error)
@@ -155,7 +158,7 @@ def _write_rows(
   mesh: jax.sharding.Mesh,
   stopped: Callable[[], bool],
   base: reuse.Base | None,
-) -> tuple[rows_lib.VersionWriter, '_Probe']:
+) -> tuple[rows_lib.VersionWriter, RecallProbe]:
   """Copies or embeds this process's rows and writes them; no commit."""
   process, count = jax.process_index(), jax.process_count()
   writer = rows_lib.VersionWriter(
@@ -172,7 +175,13 @@ def _write_rows(
   dtype = jnp.dtype(config.index.rows_dtype)
   try:
     with jax.set_mesh(mesh):
-      probe = _Probe(corpus, params, config)
+      query_BE = embed_tokens(
+        params,
+        probe_queries(corpus, config),
+        config=config,
+        sep_id=corpus.tokenizer.sep_id,
+      )
+    probe = RecallProbe(corpus, np.asarray(query_BE))
     first, end = own
     for start, stored_nE in base.read(first, end) if base else ():
       if stopped():
@@ -205,12 +214,47 @@ def _agree_on(problem: str | None) -> None:
 def _check_recall(
   index: epath.PathLike, version: int, recall: dict[str, float], config: Config
 ) -> None:
-  measured = recall[f'recall@{_PROBE_K}']
+  measured = recall[f'recall@{recall_lib.K}']
   if measured < config.index.min_recall:
     raise ValueError(
-      f'{index}: version {version} has recall@{_PROBE_K} {measured:.4f}, '
+      f'{index}: version {version} has recall@{recall_lib.K} {measured:.4f}, '
       f'below index.min_recall {config.index.min_recall}; not published'
     )
+
+
+def _add_parts(
+  index: epath.PathLike,
+  version: int,
+  writer: rows_lib.VersionWriter,
+  corpus: Corpus,
+  config: Config,
+  mesh: jax.sharding.Mesh,
+  probe: RecallProbe,
+) -> tuple[rows_lib.PartFiles, dict[str, float]]:
+  """Builds what an approximate kind needs of the rows, and measures it."""
+  began = time.monotonic()
+  before = processes.from_first(
+    versions.newest_options(index, config.index.kind, config.index.num_shards)
+    if processes.is_first()
+    else None
+  )
+  built = approximate.build(
+    versions.directory(index, version),
+    config,
+    mesh,
+    corpus.num_blocks,
+    writer.read,
+    corpus.alive,
+    probe.query_BE,
+    probe.stored_rows(),
+    before,
+  )
+  seconds = round(time.monotonic() - began, 3)
+  parts = built.parts._replace(
+    options={**built.parts.options, 'seconds': seconds}
+  )
+  recall = recall_lib.recall_of(built.row_BK, probe.exact_rows())
+  return parts, {f'recall@{recall_lib.K}': recall}
 
 
 def embed_corpus(
@@ -316,130 +360,3 @@ def _collect(
   batch.rows_nE[batch.place_b] = np.asarray(rows_BE)[:count]
   if batch.last:
     yield batch.start, batch.rows_nE
-
-
-def load_index(
-  corpus: Corpus,
-  config: Config,
-  mesh: jax.sharding.Mesh,
-  read: Callable[[int, int], np.ndarray],
-  alive: Callable[[int, int], np.ndarray] | None = None,
-) -> Index:
-  """Puts an index version and the token table on the devices.
-
-  Args:
-    corpus: Z.
-    config: of the run.
-    mesh: over which rows are split.
-    read: `read(start, stop)` gives rows of the version.
-    alive: `alive(start, stop)` says which rows may be found; None: those of
-      the corpus.
-
-  Returns:
-    The Index.
-  """
-  length = corpus.block_length
-  token_dtype = corpus.tokens(slice(0, 1)).dtype
-  count = corpus.num_blocks
-  return Index(
-    put_version(config, count, mesh, read),
-    mesh_lib.put_rows(alive or corpus.alive, count, (), np.bool_, mesh),
-    mesh_lib.put_rows(
-      lambda start, stop: corpus.tokens(slice(start, stop)),
-      count,
-      (length,),
-      token_dtype,
-      mesh,
-    ),
-    block=config.index.search_block,
-  )
-
-
-def put_version(
-  config: Config,
-  num_rows: int,
-  mesh: jax.sharding.Mesh,
-  read: Callable[[int, int], np.ndarray],
-) -> jax.Array:
-  """The rows of a version on the devices; see load_index."""
-  return mesh_lib.put_rows(
-    read,
-    num_rows,
-    (config.model.retrieval_size,),
-    jnp.dtype(config.index.rows_dtype),
-    mesh,
-  )
-
-
-class _Probe:
-  """Measures how well the stored rows find what exact float32 rows find.
-
-  Queries are sentences of the corpus, embedded as documents are (the builder
-  has no query embedder).
-  """
-
-  def __init__(self, corpus: Corpus, params: dict[str, Any], config: Config):
-    table = corpus.sentences
-    total = len(table.start)
-    chosen_S = np.unique(np.linspace(0, total - 1, _PROBE_QUERIES).astype(int))
-    block_S = np.searchsorted(table.block_offsets, chosen_S, 'right') - 1
-    token_BL = corpus.tokens(block_S)
-    tokenizer = corpus.tokenizer
-    body_B, _ = sentences.body_bounds(token_BL, tokenizer.sep_id)
-    query_BL = sentences.frame(
-      token_BL,
-      body_B + table.start[chosen_S],
-      body_B + table.end[chosen_S],
-      min(config.query_length, corpus.block_length),
-      tokenizer.cls_id,
-      tokenizer.sep_id,
-    )
-    self._query_BE = np.asarray(
-      embed_tokens(params, query_BL, config=config, sep_id=tokenizer.sep_id)
-    )
-    self._corpus = corpus
-    # The best so far: scores and rows, [B, K].
-    none = (np.zeros((len(block_S), 0)), np.zeros((len(block_S), 0), np.int64))
-    self._exact, self._stored = none, none
-
-  def add(
-    self, start: int, exact_nE: np.ndarray, stored_nE: np.ndarray
-  ) -> None:
-    alive_n = self._corpus.alive(start, start + len(exact_nE))
-
-    def better(best: Any, rows_nE: np.ndarray) -> Any:
-      score_Bn = self._query_BE @ rows_nE.T
-      score_Bn[:, ~alive_n] = -np.inf
-      row_Bn = np.broadcast_to(
-        np.arange(start, start + len(rows_nE)), score_Bn.shape
-      )
-      return _best([best, (score_Bn, row_Bn)])
-
-    self._exact = better(self._exact, exact_nE)
-    self._stored = better(self._stored, stored_nE.astype(np.float32))
-
-  def recall(self) -> dict[str, float]:
-    """Of the rows of all processes together."""
-    exact_BK, stored_BK = (
-      _best(
-        [
-          tuple(map(np.array, pair))
-          for pair in processes.gather([x.tolist() for x in best])
-        ]
-      )[1]
-      for best in (self._exact, self._stored)
-    )
-    hits = (exact_BK[:, :, None] == stored_BK[:, None, :]).any(2)
-    return {f'recall@{_PROBE_K}': float(hits.mean())}
-
-
-def _best(
-  parts: list[tuple[np.ndarray, ...]],
-) -> tuple[np.ndarray, np.ndarray]:
-  """Scores and rows of the best of several results, [B, n] each."""
-  score_BK, row_BK = (np.concatenate(x, 1) for x in zip(*parts, strict=True))
-  place_BK = np.argsort(-score_BK, 1, kind='stable')[:, :_PROBE_K]
-  return (
-    np.take_along_axis(score_BK, place_BK, 1),
-    np.take_along_axis(row_BK, place_BK, 1),
-  )

@@ -4,12 +4,13 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from etils import epath
 
+from realm_jax.index import approximate
 from realm_jax.parallel import processes
 from realm_jax.workdir import rows as rows_lib
 from realm_jax.workdir import versions
@@ -28,6 +29,7 @@ class Ready(NamedTuple):
   manifest: versions.Manifest
   start: int  # the first row read
   rows_nE: np.ndarray
+  parts: approximate.Parts | None = None  # of the kind
 
 
 class Follower:
@@ -50,6 +52,7 @@ class Follower:
     poll_seconds: between two looks, at first.
     keeps_up: a version that was not taken gives way to a newer one. For a loop
       that takes one now and then; one that takes each would wait longer.
+    read_parts: what the kind has beside the rows; runs in the thread.
   """
 
   def __init__(
@@ -60,6 +63,7 @@ class Follower:
     local_rows: Callable[[int], tuple[int, int]],
     poll_seconds: float,
     keeps_up: bool = False,
+    read_parts: Callable[[versions.Manifest], Any] = lambda _: None,
   ):
     self._index = index
     self._keeps_up = keeps_up
@@ -71,6 +75,7 @@ class Follower:
     self._calls = 0
     self._suitable = suitable
     self._local_rows = local_rows
+    self._read_parts = read_parts
     self._poll_seconds = poll_seconds
     self._lock = threading.Lock()
     # By offer: a process may be asked to read the next one before its loop has
@@ -175,7 +180,7 @@ class Follower:
     self._suitable(manifest)
     start, stop = self._local_rows(manifest.rows)
     rows_nE = rows_lib.read_rows(self._index, version, start, stop)
-    return Ready(manifest, start, rows_nE)
+    return Ready(manifest, start, rows_nE, self._read_parts(manifest))
 
   def _all_have(self, offer: int, error: str | None) -> bool:
     """Whether all processes could read their rows; the first one waits."""

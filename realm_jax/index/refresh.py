@@ -21,7 +21,7 @@ from etils import epath
 
 from realm_jax.config import Config
 from realm_jax.corpus.store import Corpus
-from realm_jax.index import build
+from realm_jax.index import approximate, build
 from realm_jax.parallel import mesh as mesh_lib
 from realm_jax.parallel import processes
 from realm_jax.workdir import checkpoints, files, leases, versions
@@ -221,13 +221,13 @@ class _Job:
     want = (
       embedder_digest(self._workdir, step),
       corpus.fingerprint,
-      self._config.index.rows_dtype,
     )
-    return want in [
-      (found.embedder_digest, found.corpus_fingerprint, found.dtype)
+    return any(
+      (found.embedder_digest, found.corpus_fingerprint) == want
+      and approximate.difference(found, self._config) is None
       for index in places
       for found in versions.readable(index)
-    ]
+    )
 
   def _build(self, step: int, corpus: Corpus) -> None:
     processes.beat(f'restoring step {step}')

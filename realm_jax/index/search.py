@@ -1,8 +1,8 @@
 """Maximum inner product search over rows that are split over all devices.
 
 The index is a value: a pytree that goes into the step and comes out of it.
-Scores are never a [B, N] matrix: each device walks its own rows a block at a
-time with a running top-k, then k scores a device and query are exchanged.
+Each device finds the k best of its own rows, in a way that depends on the kind
+of index, then k scores a device and query are exchanged.
 """
 
 import dataclasses
@@ -10,6 +10,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
+from realm_jax.index import exact, scann
 from realm_jax.parallel.mesh import BATCH, ROWS
 
 P = jax.sharding.PartitionSpec
@@ -24,10 +25,11 @@ class Index:
   not `valid`.
   """
 
-  rows_NE: jax.Array
+  rows_NE: jax.Array | None  # None: the rows are with the hosts
   valid_N: jax.Array  # bool
   tokens_NL: jax.Array  # `[CLS] title [SEP] body [SEP]`, uint16 or int32
-  block: int = dataclasses.field(default=8192, metadata={'static': True})
+  block: int = dataclasses.field(default=4096, metadata={'static': True})
+  tree: scann.Tree | None = None  # of the kind scann
 
 
 def search(
@@ -59,6 +61,22 @@ def search(
   score_BK, row_BK = _search(index, query_BE, k + exclude_BX.shape[1])
   score_BK, row_BK, _ = drop_excluded(score_BK, row_BK, exclude_BX, k)
   return score_BK, row_BK
+
+
+def find(
+  index: Index, batch: dict[str, jax.Array], query_BE: jax.Array, k: int
+) -> tuple[jax.Array, jax.Array]:
+  """What the hosts have found for a batch, else what `search` finds.
+
+  Args:
+    index: to search.
+    batch: with found_score_BK and found_row_BK, or without.
+    query_BE: of the batch.
+    k: rows to return.
+  """
+  if 'found_row_BK' in batch:
+    return batch['found_score_BK'], batch['found_row_BK']
+  return search(index, query_BE, k)
 
 
 def drop_excluded(
@@ -94,6 +112,8 @@ def _search(
 ) -> tuple[jax.Array, jax.Array]:
   if k < 1:
     raise ValueError(f'search: k is {k}, must be at least 1')
+  if index.rows_NE is None:
+    raise ValueError('search: the rows of this index are with the hosts')
   if query_BE.shape[1] != index.rows_NE.shape[1]:
     raise ValueError(
       f'search: queries have {query_BE.shape[1]} dimensions, the index has '
@@ -104,37 +124,43 @@ def _search(
   num_queries = query_BE.shape[0]
   # The exchange gives each device along `data` its share of the queries.
   padding = -num_queries % data
-  query_BE = jnp.pad(
-    jax.lax.stop_gradient(query_BE).astype(jnp.float32), ((0, padding), (0, 0))
-  )
+  if query_BE.dtype != jnp.bfloat16:
+    query_BE = query_BE.astype(jnp.float32)
+  query_BE = jnp.pad(jax.lax.stop_gradient(query_BE), ((0, padding), (0, 0)))
 
   def shard(
-    rows_nE: jax.Array, valid_n: jax.Array, query_BE: jax.Array
+    tree: scann.Tree | None,
+    rows_nE: jax.Array,
+    valid_n: jax.Array,
+    query_BE: jax.Array,
   ) -> tuple[jax.Array, jax.Array]:
     n = rows_nE.shape[0]
     place = jax.lax.axis_index('data') * model + jax.lax.axis_index('model')
-    score_BK, row_BK = _local_top_k(rows_nE, valid_n, query_BE, k, index.block)
+    if tree is None:
+      score_BK, row_BK = exact.top_k(rows_nE, valid_n, query_BE, k, index.block)
+    else:
+      score_BK, row_BK = scann.top_k(tree, rows_nE, valid_n, query_BE, k)
     row_BK = jnp.where(score_BK == -jnp.inf, -1, row_BK + place * n)
     # Merge over `model`, then each `data` peer merges its own queries. Peers
     # come in order of their rows, so equal scores stay in order of row.
     if model > 1:
-      score_BK, row_BK = _merge(
+      score_BK, row_BK = exact.merge(
         jax.lax.all_gather(score_BK, 'model', axis=1, tiled=True),
         jax.lax.all_gather(row_BK, 'model', axis=1, tiled=True),
         k,
       )
     if data > 1:
-      score_BK, row_BK = _merge(
+      score_BK, row_BK = exact.merge(
         *(_exchange(x, data) for x in (score_BK, row_BK)), k
       )
     return score_BK, row_BK
 
   score_BK, row_BK = jax.shard_map(
     shard,
-    in_specs=(ROWS, ROWS, P()),
+    in_specs=(ROWS, ROWS, ROWS, P()),
     out_specs=BATCH,
     check_vma=False,  # peers along `model` hold equal results
-  )(index.rows_NE, index.valid_N, query_BE)
+  )(index.tree, index.rows_NE, index.valid_N, query_BE)
   return score_BK[:num_queries], row_BK[:num_queries]
 
 
@@ -144,63 +170,3 @@ def _exchange(x_BK: jax.Array, data: int) -> jax.Array:
   x = x_BK.reshape(data, num_queries // data, k)
   x = jax.lax.all_to_all(x, 'data', split_axis=0, concat_axis=0)
   return x.transpose(1, 0, 2).reshape(num_queries // data, data * k)
-
-
-def _merge(
-  score_BK: jax.Array, row_BK: jax.Array, k: int
-) -> tuple[jax.Array, jax.Array]:
-  score_BK, place_BK = jax.lax.top_k(score_BK, k)
-  return score_BK, jnp.take_along_axis(row_BK, place_BK, 1)
-
-
-def _local_top_k(
-  rows_nE: jax.Array,
-  valid_n: jax.Array,
-  query_BE: jax.Array,
-  k: int,
-  block: int,
-) -> tuple[jax.Array, jax.Array]:
-  """Running top-k over one device's rows, `block` rows at a time."""
-  n = rows_nE.shape[0]
-  num_queries = query_BE.shape[0]
-  block = min(block, n)
-  num_blocks = -(-n // block)
-  taken = min(k, block)
-  # Sliced as integers: XLA's CPU backend hoists a conversion of bfloat16 rows
-  # out of the loop, which would hold a float32 copy of the whole shard.
-  bits = jnp.uint16 if rows_nE.dtype == jnp.bfloat16 else jnp.uint32
-  bits_nE = jax.lax.bitcast_convert_type(rows_nE, bits)
-
-  def body(
-    best: tuple[jax.Array, jax.Array], i: jax.Array
-  ) -> tuple[tuple[jax.Array, jax.Array], None]:
-    # The last block reaches back over rows already seen (a slice has one
-    # size); those are masked.
-    first = i * block
-    start = jnp.minimum(first, n - block)
-    rows_bE = jax.lax.bitcast_convert_type(
-      jax.lax.dynamic_slice_in_dim(bits_nE, start, block), rows_nE.dtype
-    )
-    valid_b = jax.lax.dynamic_slice_in_dim(valid_n, start, block)
-    row_b = start + jnp.arange(block, dtype=jnp.int32)
-    score_Bb = jnp.einsum(
-      'BE,bE->Bb',
-      query_BE,
-      rows_bE.astype(jnp.float32),
-      preferred_element_type=jnp.float32,
-    )
-    keep_b = valid_b & (row_b >= first)
-    score_Bb = jnp.where(keep_b[None, :], score_Bb, -jnp.inf)
-    score_BK, place_BK = jax.lax.top_k(score_Bb, taken)
-    return _merge(
-      jnp.concatenate([best[0], score_BK], 1),
-      jnp.concatenate([best[1], start + place_BK], 1),
-      k,
-    ), None
-
-  empty = (
-    jnp.full((num_queries, k), -jnp.inf, jnp.float32),
-    jnp.full((num_queries, k), -1, jnp.int32),
-  )
-  best, _ = jax.lax.scan(body, empty, jnp.arange(num_blocks, dtype=jnp.int32))
-  return best

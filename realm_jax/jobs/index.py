@@ -19,6 +19,7 @@ _SHORT = (
   'bytes',
   'recall',
   'build_seconds',
+  'options',
 )
 
 
@@ -32,9 +33,9 @@ def list_index(
     report: whole manifests, digests and checksums included.
 
   Returns:
-    One dict a version: the manifest's fields, `bytes` of all rows, and `index`,
-    the directory it lies in: the run's own or, of a run that has made none
-    (fine-tuning), that of the run it started from.
+    One dict a version: the manifest's fields, `bytes` of all rows
+    and files, and `index`, the directory it lies in: the run's own or, of a run
+    that has made none (fine-tuning), that of the run it started from.
 
   Raises:
     ValueError: no workdir, or a damaged manifest.
@@ -47,6 +48,6 @@ def list_index(
   for version in versions.list_versions(index):
     values = dataclasses.asdict(versions.read_manifest(index, version))
     values['index'] = str(index)
-    values['bytes'] = values['rows'] * values['dim'] * _BYTES[values['dtype']]
+    values['bytes'] += values['rows'] * values['dim'] * _BYTES[values['dtype']]
     described.append(values if report else {key: values[key] for key in _SHORT})
   return described

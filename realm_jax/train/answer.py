@@ -13,6 +13,7 @@ from realm_jax.config import Config
 from realm_jax.corpus.store import Corpus
 from realm_jax.data import batches
 from realm_jax.index.build import embed_tokens
+from realm_jax.index.scann_host import HostIndex
 from realm_jax.index.search import Index, search
 from realm_jax.model import parts
 from realm_jax.parallel import mesh as mesh_lib
@@ -46,7 +47,7 @@ class Answer:
 
 def retrieve(
   params: dict[str, Any],
-  index: Index,
+  index: Index | HostIndex,
   texts: Sequence[str],
   k: int,
   config: Config,
@@ -62,7 +63,10 @@ def retrieve(
       query_BE = embed_tokens(
         query_embedder(params), query_BL, config, tokenizer.sep_id
       )
-      score_BK, row_BK = mesh_lib.to_host(_search(index, query_BE, k=k))
+      if isinstance(index, HostIndex):
+        score_BK, row_BK = index.search(mesh_lib.to_host(query_BE), k)
+      else:
+        score_BK, row_BK = mesh_lib.to_host(_search(index, query_BE, k=k))
     found += _evidence(
       score_BK[:real] / config.score_temperature,
       row_BK[:real],
@@ -72,7 +76,7 @@ def retrieve(
 
 def answer(
   params: dict[str, Any],
-  index: Index,
+  index: Index | HostIndex,
   texts: Sequence[str],
   config: Config,
   corpus: Corpus,
@@ -84,8 +88,12 @@ def answer(
   for query_BL, real in _batched(texts, config, corpus, mesh):
     processes.beat(f'question {len(answers)}')
     with jax.set_mesh(mesh):
+      device, found = index, None
+      if isinstance(index, HostIndex):
+        device = index.device
+        found = _find(params, index, query_BL, config, sep_id, mesh)
       best = mesh_lib.to_host(
-        _read(params, index, query_BL, config=config, sep_id=sep_id)
+        _read(params, device, query_BL, found, config=config, sep_id=sep_id)
       )
     row_B, start_B, end_B, span_B, score_BK, row_BK = (x[:real] for x in best)
     evidence = _evidence(score_BK, row_BK)
@@ -196,6 +204,29 @@ def _span_texts(
   return spans
 
 
+def _find(
+  params: dict[str, Any],
+  index: HostIndex,
+  query_BL: jax.Array,
+  config: Config,
+  sep_id: int,
+  mesh: jax.sharding.Mesh,
+) -> dict[str, jax.Array]:
+  """The retriever's beam, found by the hosts."""
+  query_BE = embed_tokens(query_embedder(params), query_BL, config, sep_id)
+  score_BK, row_BK = index.search(
+    mesh_lib.to_host(query_BE), config.retriever_beam
+  )
+  return mesh_lib.put_whole(
+    {
+      'found_score_BK': score_BK.astype(np.float32),
+      'found_row_BK': row_BK.astype(np.int32),
+      'found_row_BKE': index.rows(row_BK),
+    },
+    mesh,
+  )
+
+
 _search = jax.jit(search, static_argnames='k')
 
 
@@ -204,10 +235,13 @@ def _read(
   params: dict[str, Any],
   index: Index,
   query_BL: jax.Array,
+  found: dict[str, jax.Array] | None,
   config: Config,
   sep_id: int,
 ) -> tuple[jax.Array, ...]:
-  reading = finetune.read(params, query_BL, index, (None, None), config, sep_id)
+  reading = finetune.read(
+    params, query_BL, index, (None, None), config, sep_id, found=found
+  )
   batch, beam, length, width = reading.span_BRJW.shape
   span_B = jnp.where(reading.valid_BRJW, reading.span_BRJW, -jnp.inf).reshape(
     batch, -1

@@ -8,13 +8,15 @@ import numpy as np
 from realm_jax.config import Config
 from realm_jax.corpus.store import Corpus
 from realm_jax.data.questions import Question
+from realm_jax.index.scann_host import HostIndex
 from realm_jax.index.search import Index
 from realm_jax.scores import qa, retrieval
 from realm_jax.text import answers as answers_lib
 from realm_jax.train import answer
 from realm_jax.train.state import TrainState
 
-Evaluate = Callable[[TrainState, Index | None], dict[str, float]]
+Searchable = Index | HostIndex | None
+Evaluate = Callable[[TrainState, Searchable], dict[str, float]]
 _RECALL_AT = (1, 5)
 
 
@@ -49,7 +51,7 @@ def retrieval_dev(
   texts = [question.question for question in questions]
   k = min(max(_RECALL_AT), corpus.num_blocks)
 
-  def evaluate(state: TrainState, index: Index | None) -> dict[str, float]:
+  def evaluate(state: TrainState, index: Searchable) -> dict[str, float]:
     assert index is not None
     evidence = answer.retrieve(
       state.params, index, texts, k, config, corpus, mesh
@@ -72,7 +74,7 @@ def answer_dev(
   """Exact match (percent), open or closed book."""
   texts = [question.question for question in questions]
 
-  def evaluate(state: TrainState, index: Index | None) -> dict[str, float]:
+  def evaluate(state: TrainState, index: Searchable) -> dict[str, float]:
     if index is None:
       answers = answer.answer_closed_book(
         state.params, texts, config, corpus, mesh

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from realm_jax.config import Config
 from realm_jax.index.gather import gather
-from realm_jax.index.search import Index, search
+from realm_jax.index.search import Index, find
 from realm_jax.model import parts
 from realm_jax.model.joint import join
 from realm_jax.train import losses
@@ -41,18 +41,24 @@ def read(
   config: Config,
   sep_id: int,
   embed_afresh: bool = False,
+  found: dict[str, jax.Array] | None = None,
 ) -> Reading:
   """Retrieves `retriever_beam` blocks and reads the best `reader_beam`.
 
   The index's scores only select; the beam is rescored from its stored rows
   in float32, with a gradient to the query encoder. With `embed_afresh` the
   blocks that are read are scored by fresh embeddings (a third key is of their
-  dropout), with a gradient to the document embedder too.
+  dropout), with a gradient to the document embedder too. `found` is a batch:
+  with found_row_BK and found_row_BKE the hosts have searched.
   """
   query_side = parts.bind('embedder', config, query_embedder(params))
   query_BE = query_side(query_BL, sep_id=sep_id, key=keys[0])
-  _, row_BK = search(index, query_BE, config.retriever_beam)
-  row_BKE = gather(index.rows_NE, row_BK)
+  found = found or {}
+  _, row_BK = find(index, found, query_BE, config.retriever_beam)
+  if 'found_row_BKE' in found:
+    row_BKE = found['found_row_BKE']
+  else:
+    row_BKE = gather(index.rows_NE, row_BK)
   score_BK = jnp.einsum('BE,BKE->BK', query_BE, row_BKE)
   score_BK = jnp.where(
     row_BK >= 0, score_BK / config.score_temperature, -jnp.inf
@@ -140,6 +146,7 @@ def finetune_step(
       config,
       sep_id,
       embed_afresh=config.train_document_embedder,
+      found=batch,
     )
     return finetune_loss(reading, batch, questions)
 

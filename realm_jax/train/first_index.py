@@ -3,11 +3,13 @@
 import dataclasses
 from typing import Any
 
+import jax
 import numpy as np
 from etils import epath
 
 from realm_jax.config import Config
 from realm_jax.corpus.store import Corpus
+from realm_jax.index import approximate
 from realm_jax.workdir import checkpoints, versions
 from realm_jax.workdir import rows as rows_lib
 from realm_jax.workdir.metrics import read_swaps
@@ -32,6 +34,12 @@ class Place:
   def read(self, start: int, stop: int) -> np.ndarray:
     """Rows, each chunk checked against the manifest."""
     return rows_lib.read_rows(self.index, self.manifest.version, start, stop)
+
+  def read_parts(
+    self, config: Config, mesh: jax.sharding.Mesh
+  ) -> approximate.Parts | None:
+    """What the config's kind of index has beside rows; see approximate."""
+    return approximate.read(self.index, self.manifest, config, mesh)
 
 
 class Choice:
@@ -110,12 +118,7 @@ class Choice:
       corpus_fingerprint=self._corpus.fingerprint,
       tokenizer_digest=self._corpus.tokenizer_digest,
     )
-    want = self._config.index.rows_dtype
-    if manifest.dtype != want:
-      raise ValueError(
-        f'index version {manifest.version}: rows are {manifest.dtype}, '
-        f'index.rows_dtype is {want}'
-      )
+    approximate.check(manifest, self._config)
 
   def _fits(self, manifest: versions.Manifest) -> bool:
     try:

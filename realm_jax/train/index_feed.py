@@ -10,11 +10,11 @@ from etils import epath
 
 from realm_jax.config import Config
 from realm_jax.corpus.store import Corpus
-from realm_jax.index import build
+from realm_jax.index import approximate, load, shards
 from realm_jax.index.follow import Follower
 from realm_jax.index.refresh import REQUEST
+from realm_jax.index.scann_host import HostIndex, Searchers
 from realm_jax.index.search import Index
-from realm_jax.parallel import mesh as mesh_lib
 from realm_jax.parallel import processes
 from realm_jax.train import refresh_policy
 from realm_jax.train.first_index import Choice, Place
@@ -86,7 +86,11 @@ class IndexFeed:
     place = self._first(params, resumed_step)
     self._note(self._started, place)
     self._maker.go_on(self.since, self._started)
-    self.index: Index = build.load_index(corpus, config, mesh, place.read)
+    parts = place.read_parts(config, mesh)
+    self.index: Index = load.load_index(
+      corpus, config, mesh, place.read, None, place.manifest, parts
+    )
+    self._hold(place, parts)
     refresh = config.refresh
     separate = self._refreshes and refresh.where == 'separate'
     self._follower: Follower | None = None
@@ -95,13 +99,17 @@ class IndexFeed:
         workdir.index,
         self.version or 0,
         self._choice.check,
-        lambda rows: mesh_lib.local_rows(rows, mesh),
+        lambda rows: shards.local_rows(config, rows, mesh),
         refresh.poll_seconds,
         keeps_up=refresh.policy == 'schedule',
+        read_parts=lambda manifest: approximate.read(
+          workdir.index, manifest, config, mesh
+        ),
       )
     self._probe: Probe | None = None
     versions_come = self._refreshes and refresh.where != 'rolling'
-    if versions_come and refresh.probe_queries:
+    on_devices = config.index.kind != 'scann_host'
+    if versions_come and refresh.probe_queries and on_devices:
       self._probe = self._make_probe(probed, params)
 
   def swap(self, step: int, params: dict[str, Any], last: bool) -> bool:
@@ -125,14 +133,16 @@ class IndexFeed:
     if refresh.replay:
       place = self._replayed.get(step)
       if place is not None and step > self._started:
-        self._put(step, params, place, place.read)
+        parts = place.read_parts(self._config, self._mesh)
+        self._put(step, params, place, place.read, parts)
       return False
     if refresh.where == 'separate':
       return self._take(step, params, last)
     made = self._maker.make(step, params, last, lambda: self._fresh(params))
     place = self._maker.ready(step)
     if place is not None:
-      self._put(step, params, place, place.read)
+      parts = place.read_parts(self._config, self._mesh)
+      self._put(step, params, place, place.read, parts)
     return made
 
   def restore(
@@ -262,7 +272,7 @@ class IndexFeed:
           return rows_nE[start - first : stop - first]
 
         place = Place(self._workdir.index, ready.manifest)
-        self._put(step, params, place, read)
+        self._put(step, params, place, read, ready.parts)
     if refresh.policy != 'adaptive' or self._asked > self.since:
       return False
     if last or step == self._started or step % refresh.every:
@@ -289,15 +299,30 @@ class IndexFeed:
     params: dict[str, Any],
     place: Place,
     read: Callable[[int, int], np.ndarray],
+    parts: approximate.Parts | None,
   ) -> None:
-    old = self.index
-    rows = build.put_version(
-      self._config, place.manifest.rows, self._mesh, read
+    old, manifest = self.index, place.manifest
+    self.index = load.put_version(
+      old, self._config, manifest.rows, self._mesh, read, manifest, parts
     )
-    self.index = dataclasses.replace(old, rows_NE=rows)
+    self._hold(place, parts)
     if self._probe is not None:
       self._probed = self._probe.compare(params, old, self.index)
     self._note(step, place)
+
+  @property
+  def searchable(self) -> Index | HostIndex:
+    """What can be searched outside of the step."""
+    if self._searchers is None:
+      return self.index
+    return HostIndex(self.index, self._searchers, self._host_rows)
+
+  def _hold(self, place: Place, parts: approximate.Parts | None) -> None:
+    """Keeps what stays with the host: searchers, and rows to train on."""
+    self._searchers = parts if isinstance(parts, Searchers) else None
+    self._host_rows = None
+    if self._searchers is not None and self._workdir.stage == 'finetune':
+      self._host_rows = place.read(0, place.manifest.rows)
 
   def _note(self, step: int, place: Place) -> None:
     """Writes down that a version is in use from this step on."""

@@ -56,6 +56,13 @@ def has_index(stage: str, config: Config) -> bool:
   return stage == 'finetune' and not config.closed_book
 
 
+def candidates(stage: str, config: Config) -> int:
+  """Rows that the stage's step wants of a search, excluded ones with them."""
+  if stage == 'finetune':
+    return config.retriever_beam
+  return config.num_candidates - 1 + config.index.max_excluded
+
+
 def _open_corpus(key: str, store: str, path: str) -> Corpus:
   """The generation that the run is pinned to, or the newest for a new run."""
   if not store:

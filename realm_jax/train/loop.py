@@ -4,7 +4,8 @@ The order of operations between two steps, and nothing outside it:
   1. swap in a new index version, if one is ready (in-process: make it; the
      policy `bounded`: wait for it);
   2. save, if the step says so or SIGTERM came;
-  3. take the next batch, which a thread has made ahead;
+  3. take the next batch, which a thread has made ahead (of kind scann_host
+     also its candidates, and start the search for the one after it);
   4. dispatch the step (one that is profiled runs alone, profile.py);
   5. log the metrics of the step before, while this one runs.
 """
@@ -26,6 +27,8 @@ from realm_jax.index.search import Index
 from realm_jax.parallel import mesh as mesh_lib
 from realm_jax.parallel import processes
 from realm_jax.train.collapse import CollapseAlarm
+from realm_jax.train.dev import Evaluate
+from realm_jax.train.host_search import HostSearch
 from realm_jax.train.index_feed import IndexFeed
 from realm_jax.train.profile import Profile
 from realm_jax.train.refresh_policy import Patience
@@ -55,6 +58,7 @@ class Run:
   step: Step  # jitted; state and index are donated
   batches: Iterator[dict[str, np.ndarray]]  # from the first step on
   ids: Callable[[int], list[str]]  # of what step n, from 0, is made of
+  host_search: HostSearch | None  # takes `batches`, of kind scann_host
   state: TrainState
   feed: IndexFeed | None  # None: the stage has no index
   checkpoints: Checkpoints
@@ -64,7 +68,7 @@ class Run:
   profile: Profile
   # Scores on dev questions, and the one of them that picks the best
   # checkpoint; called every `eval_every` steps and at the end.
-  evaluate: Callable[[TrainState, Index | None], dict[str, float]] | None
+  evaluate: Evaluate | None
   eval_every: int
   best: str | None
 
@@ -110,21 +114,27 @@ def train_loop(run: Run) -> int:
       scores: dict[str, float] = {}  # of this very step
       due = run.evaluate and step > first and _due(step, run.eval_every, last)
       if due and run.evaluate:
-        index = feed.index if feed else None
-        scores = run.evaluate(state, index)
+        scores = run.evaluate(state, feed.searchable if feed else None)
         log.evaluated(step, scores)
-      if step > first and (
+      saved = step > first and bool(
         last
         or stop
         or swapped
         or step % config.checkpoint_every == 0
         or (due and run.best)
-      ):
+      )
+      if saved:
         log.check()
         save(run, step, state, scores.get(run.best) if run.best else None)
       if last or (stop and step > first):
         break
-      batch = next(run.batches)
+      stale = {}
+      if run.host_search and feed:
+        batch, stale['query_staleness_steps'] = run.host_search.take(
+          state.params, feed.searchable, fresh=saved
+        )
+      else:
+        batch = next(run.batches)
       index = feed.index if feed else None
       state, index, metrics = run.profile.run(
         step + 1,
@@ -136,7 +146,7 @@ def train_loop(run: Run) -> int:
       )
       if feed:
         feed.index = index
-      log.previous(step + 1, metrics, batch)
+      log.previous(step + 1, metrics | stale, batch)
       progress.advance()
     log.flush()
   run.profile.end()

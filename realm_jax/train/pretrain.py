@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from realm_jax.config import Config
 from realm_jax.index.gather import gather
-from realm_jax.index.search import Index, drop_excluded, search
+from realm_jax.index.search import Index, drop_excluded, find
 from realm_jax.model import parts
 from realm_jax.model.joint import join
 from realm_jax.train import losses, samples
@@ -33,7 +33,8 @@ def pretrain_step(
 
   Args:
     state: with the embedders' and the encoder's parameters.
-    batch: query_BL (masked), position_BM, target_BM, weight_BM, exclude_BX.
+    batch: query_BL (masked), position_BM, target_BM, weight_BM, exclude_BX;
+      candidates that the hosts have found, see index.search.find.
     index: over Z; only selects the candidates. None: the null document is
       the only one (num_candidates 1).
     key: of dropout.
@@ -103,7 +104,7 @@ def pretrain_loss(
   further = {}
   if index is not None and k:
     deep = k + config.refresh.write_back_next
-    found = search(index, query_BE, deep + exclude_BX.shape[1])
+    found = find(index, batch, query_BE, deep + exclude_BX.shape[1])
     best = (x[:, : k + exclude_BX.shape[1]] for x in found)
     _, row_BK, trivial_B = drop_excluded(*best, exclude_BX, k)
     if deep > k:

@@ -33,7 +33,7 @@ def jit_step(
   """
   shardings = (
     mesh_lib.tree_shardings(state, mesh),
-    jax.tree.map(lambda _: mesh_lib.rows_sharding(mesh), index),
+    mesh_lib.rows_sharding(mesh),  # of the whole index
     mesh_lib.replicated(mesh),  # metrics: every process can read them
   )
   return jax.jit(step, donate_argnums=(0, 2), out_shardings=shardings)

@@ -16,9 +16,10 @@ from realm_jax.parallel import mesh as mesh_lib
 from realm_jax.parallel import processes
 from realm_jax.train import dev, finetune, ict, mlm, pretrain
 from realm_jax.train.collapse import CollapseAlarm
+from realm_jax.train.host_search import HostSearch
 from realm_jax.train.index_feed import IndexFeed
 from realm_jax.train.initialize import initial_params
-from realm_jax.train.inputs import has_index, open_inputs
+from realm_jax.train.inputs import candidates, has_index, open_inputs
 from realm_jax.train.loop import Run, Step, save, train_loop
 from realm_jax.train.optimizer import make_optimizer
 from realm_jax.train.profile import Profile
@@ -99,6 +100,16 @@ def train(
       metrics = MetricsWriter(workdir.path, went_on_from)
       if stage == 'pretrain':
         samples = SampleLog(workdir.path, corpus, went_on_from)
+    batches = prefetch.prefetch(source, step, _PREFETCH)
+    host_search = None
+    if feed is not None and config.index.kind == 'scann_host':
+      host_search = HostSearch(
+        config,
+        mesh,
+        batches,
+        candidates(stage, config),
+        corpus.tokenizer.sep_id,
+      )
     run = Run(
       workdir=workdir,
       config=config,
@@ -106,7 +117,8 @@ def train(
       step=jit_step(
         _step(stage, config, corpus), mesh, state, feed and feed.index
       ),
-      batches=prefetch.prefetch(source, step, _PREFETCH),
+      batches=batches,
+      host_search=host_search,
       ids=source.ids,
       state=state,
       feed=feed,
@@ -130,6 +142,8 @@ def train(
     finally:
       if metrics:
         metrics.close()
+      if host_search:
+        host_search.close()
       if feed:
         feed.close()
 

@@ -7,7 +7,7 @@ manifest, so that one that is torn or swapped is found and named.
 """
 
 import zlib
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import tensorstore as ts
@@ -31,6 +31,14 @@ def owned_rows(
   first = chunks * process_index // process_count
   last = chunks * (process_index + 1) // process_count
   return min(first * chunk_rows, rows), min(last * chunk_rows, rows)
+
+
+class PartFiles(NamedTuple):
+  """What a kind of index has beside its rows; see versions.Manifest."""
+
+  options: dict[str, Any]
+  files: dict[str, int]
+  bytes: int
 
 
 class VersionWriter:
@@ -140,6 +148,10 @@ class VersionWriter:
         self._path / _PARTS / f'{min(self._checksums)}.json', self._checksums
       )
 
+  def read(self, start: int, stop: int) -> np.ndarray:
+    """Rows that all processes have written, before the commit."""
+    return self._array[start:stop].read().result()
+
   def discard(self) -> None:
     """Takes part in giving up the version: nothing is written after it.
 
@@ -161,6 +173,7 @@ class VersionWriter:
     kind: str,
     recall: dict[str, float] | None,
     build_seconds: float,
+    parts: PartFiles | None = None,
   ) -> versions.Manifest:
     """Makes the version visible; by one process, after all have finished.
 
@@ -190,6 +203,7 @@ class VersionWriter:
       checksums={'rows': [found[chunk] for chunk in chunks]},
       recall=recall,
       build_seconds=build_seconds,
+      **(parts._asdict() if parts else {}),
     )
     (self._path / _PARTS).rmtree()
     versions.write_manifest(self._index, manifest)

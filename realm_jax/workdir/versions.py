@@ -16,7 +16,8 @@ from etils import epath
 
 from realm_jax.workdir import files
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+_READABLE = (1, 2)  # 1: exact rows, without options and files
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,6 +38,10 @@ class Manifest:
     checksums: array name to the crc32 of each chunk's bytes.
     recall: measured against exact search (fractions), or None.
     build_seconds: what it took.
+    options: of the kind, as the config names them, with what was measured.
+    files: what the kind has beside the rows: path in the version's directory
+      to the crc32 of the file.
+    bytes: of these files.
   """
 
   version: int
@@ -52,6 +57,9 @@ class Manifest:
   checksums: dict[str, list[int]]
   recall: dict[str, float] | None
   build_seconds: float
+  options: dict[str, Any] = dataclasses.field(default_factory=dict)
+  files: dict[str, int] = dataclasses.field(default_factory=dict)
+  bytes: int = 0
 
 
 def directory(index: epath.PathLike, version: int) -> epath.Path:
@@ -99,10 +107,10 @@ def read_manifest(index: epath.PathLike, version: int) -> Manifest:
   values = files.read_json(path)
   if not isinstance(values, dict):
     raise ValueError(f'{path}: expected a JSON object')
-  if values.get('format_version') != FORMAT_VERSION:
+  if values.get('format_version') not in _READABLE:
     raise ValueError(
       f'{path}: format_version {values.get("format_version")}, this program '
-      f'reads {FORMAT_VERSION}'
+      f'reads {" and ".join(map(str, _READABLE))}'
     )
   found = values.pop('crc32', None)
   if found != _checksum(values):
@@ -114,6 +122,17 @@ def read_manifest(index: epath.PathLike, version: int) -> Manifest:
   if manifest.version != version:
     raise ValueError(f'{path}: is the manifest of version {manifest.version}')
   return manifest
+
+
+def newest_options(
+  index: epath.PathLike, kind: str, num_shards: int
+) -> dict[str, Any]:
+  """Options of the newest version of this kind; none: empty."""
+  for manifest in reversed(readable(index)):
+    have = manifest.kind, manifest.options.get('num_shards')
+    if have == (kind, num_shards):
+      return manifest.options
+  return {}
 
 
 def readable(index: epath.PathLike) -> list[Manifest]:

@@ -26,13 +26,13 @@ def workdir(tmp_path_factory):
 
 def test_a_version_that_is_read_is_leased(workdir, monkeypatch):
   seen = []
-  load = restored.build.load_index
+  load = restored.load.load_index
 
   def watch(*arguments):
     seen.append(leases.leased(workdir))
     return load(*arguments)
 
-  monkeypatch.setattr(restored.build, 'load_index', watch)
+  monkeypatch.setattr(restored.load, 'load_index', watch)
   assert len(search(str(workdir), 'Arno of Lund', 3)) == 3
   assert seen == [{1}]
   assert leases.living(workdir) == []

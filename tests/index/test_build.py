@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from realm_jax import config as config_lib
-from realm_jax.index import build
+from realm_jax.index import build, recall
 from realm_jax.workdir import rows, versions
 
 
@@ -81,7 +81,11 @@ def test_recall_is_that_of_the_rows_as_stored(corpus, config, embedder):
   noise_NE = np.random.default_rng(0).normal(size=exact_NE.shape)
   recalls = []
   for scale in (0, 0.5, 100):
-    probe = build._Probe(corpus, params, config)
+    query_BL = recall.probe_queries(corpus, config)
+    query_BE = build.embed_tokens(
+      params, query_BL, config, corpus.tokenizer.sep_id
+    )
+    probe = recall.RecallProbe(corpus, np.asarray(query_BE))
     stored_NE = (exact_NE + scale * noise_NE).astype(ml_dtypes.bfloat16)
     for start in range(0, corpus.num_blocks, 16):
       part = slice(start, start + 16)
@@ -106,7 +110,9 @@ def test_an_interrupted_build_leaves_nothing(tmp_path, version, config):
 def test_a_version_of_low_recall_is_not_published(
   tmp_path, version, config, monkeypatch
 ):
-  monkeypatch.setattr(build._Probe, 'recall', lambda _: {'recall@8': 0.9375})
+  monkeypatch.setattr(
+    recall.RecallProbe, 'recall', lambda _: {'recall@8': 0.9375}
+  )
   config = config_lib.replace(config, index={'min_recall': 0.95})
   with pytest.raises(
     ValueError, match=r'recall@8 0\.9375, below .* 0\.95; not'

@@ -1,11 +1,15 @@
 """Search against brute force in float64: odd sizes, ties, exclusions."""
 
+import functools
+
 import jax
+import jax.export
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from realm_jax.config import MeshConfig
+from realm_jax.index import exact, exact_gpu
 from realm_jax.index.gather import gather
 from realm_jax.index.search import Index, search
 from realm_jax.parallel import mesh as mesh_lib
@@ -40,7 +44,14 @@ def _brute(rows_NE, valid_N, query_BE, k, exclude_BX):
 @pytest.mark.parametrize('shape', [(1, 1), (8, 1), (4, 2), (2, 4)])
 @pytest.mark.parametrize(
   'n, k, block',
-  [(97, 5, 8), (64, 64, 16), (3, 3, 8), (200, 7, 1000), (9, 1, 2)],
+  [
+    (97, 5, 8),
+    (64, 64, 16),
+    (3, 3, 8),
+    (200, 7, 1000),
+    (9, 1, 2),
+    (5001, 3, 512),
+  ],
 )
 def test_equals_brute_force(shape, n, k, block):
   rng = np.random.default_rng(n * 100 + k)
@@ -62,22 +73,86 @@ def test_equals_brute_force(shape, n, k, block):
   np.testing.assert_array_equal(np.asarray(score), want_score)
 
 
-def test_no_score_matrix_in_memory():
+@pytest.mark.parametrize('kind', ['float32', 'bfloat16', 'kernel', 'products'])
+@pytest.mark.parametrize('n, k, group', [(5001, 4, 32), (300, 60, 1)])
+def test_each_way_to_the_best_groups(kind, n, k, group):
+  """What runs on a CPU, on a GPU (interpreted) and on a TPU (its products)."""
+  rng = np.random.default_rng(n)
+  dtype = jnp.float32 if kind == 'float32' else jnp.bfloat16
+  rows = np.array(jnp.asarray(rng.normal(size=(n, 48)), dtype))
+  rows[rng.integers(0, n, 50)] = rows[rng.integers(0, n, 50)]  # duplicates
+  rows[n - 1] = rows[0] * 3
+  query = rng.normal(size=(7, 48)).astype(np.float32)
+  query[0] = rows[0].astype(np.float32)  # finds the last row
+  valid = rng.random(n) > 0.1
+  valid[n - 1] = True
+  arrays = tuple(map(jnp.asarray, (rows, valid, query)))
+  if kind == 'kernel':
+    best = exact_gpu.best_groups(*arrays, k, group, interpret=True)
+  else:
+    product = {'products': exact.bfloat16_products}.get(
+      kind, exact.float32_product
+    )
+    best = exact.best_groups(*arrays, k, group, 256, product)
+  found = exact.rescore(*arrays, best, k, group)
+  score, row = map(np.asarray, found)
+  want_score, want_row = _brute(rows, valid, query, k, np.full((7, 1), -1))
+  assert row[0, 0] == n - 1
+  np.testing.assert_allclose(score, want_score, rtol=1e-5, atol=1e-5)
+  np.testing.assert_array_equal(row, want_row)
+
+
+def test_parts_of_a_query_add_up_to_it():
+  rng = np.random.default_rng(0)
+  query = rng.normal(size=(9, 64)).astype(np.float32)
+  parts = jax.jit(exact_gpu.bfloat16_parts)(query)
+  total = sum(np.asarray(part, np.float64) for part in parts)
+  np.testing.assert_array_equal(total, query.astype(np.float64))
+  whole = jnp.asarray(query, jnp.bfloat16)
+  assert exact_gpu.bfloat16_parts(whole)[0] is whole
+
+
+@pytest.mark.parametrize(
+  'n, dim, k, rows_dtype, query_dtype',
+  [
+    (13353718, 128, 8, 'bfloat16', 'float32'),
+    (13353718, 128, 8, 'bfloat16', 'bfloat16'),
+    (1000001, 384, 16, 'float32', 'float32'),
+    (104327, 128, 5000, 'bfloat16', 'float32'),
+  ],
+)
+def test_kernel_lowers_for_a_gpu(n, dim, k, rows_dtype, query_dtype):
+  search_fn = jax.jit(functools.partial(exact.top_k, k=k, block=4096))
+  kernel = jax.export.DisabledSafetyCheck.custom_call('__gpu$xla.gpu.triton')
+  exported = jax.export.export(
+    search_fn, platforms=['cuda'], disabled_checks=[kernel]
+  )(
+    jax.ShapeDtypeStruct((n, dim), rows_dtype),
+    jax.ShapeDtypeStruct((n,), jnp.bool_),
+    jax.ShapeDtypeStruct((512, dim), query_dtype),
+  )
+  assert 'group_maxima' in exported.mlir_module()
+  # No product over all rows is left to XLA.
+  assert f'x{n}xf32' not in exported.mlir_module()
+
+
+@pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
+def test_memory_beside_the_index(dtype):
   mesh = mesh_lib.make_mesh(MeshConfig(1, 1), jax.devices()[:1])
-  n, batch = 1 << 16, 64
+  n = 500_000
   index = Index(
-    jax.ShapeDtypeStruct((n, 16), jnp.bfloat16),
+    jax.ShapeDtypeStruct((n, 128), dtype),
     jax.ShapeDtypeStruct((n,), jnp.bool_),
     jax.ShapeDtypeStruct((n, 4), jnp.uint16),
-    block=1024,
   )
+  query = jax.ShapeDtypeStruct((256, 128), jnp.float32)
   with jax.set_mesh(mesh):
     compiled = (
-      jax.jit(search, static_argnums=2)
-      .lower(index, jax.ShapeDtypeStruct((batch, 16), jnp.float32), 8)
-      .compile()
+      jax.jit(search, static_argnums=2).lower(index, query, 8).compile()
     )
-  assert compiled.memory_analysis().temp_size_in_bytes < n * batch * 4 / 4
+  # No score matrix, no copy of the rows, nor of them in float32.
+  size = n * 128 * jnp.dtype(dtype).itemsize
+  assert compiled.memory_analysis().temp_size_in_bytes < 0.1 * size
 
 
 def test_k_and_dimensions_are_checked():

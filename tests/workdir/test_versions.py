@@ -39,7 +39,7 @@ def test_manifest_says_what_was_written(tmp_path):
   )
   assert len(read.checksums['rows']) == 3
   values = json.loads((tmp_path / '000001' / 'manifest.json').read_text())
-  assert values['format_version'] == 1
+  assert values['format_version'] == 2
   assert {f.name for f in dataclasses.fields(read)} < set(values)
 
 
@@ -77,8 +77,8 @@ def test_a_damaged_or_foreign_manifest_is_found(tmp_path):
   cases = {
     text[:40]: 'not a JSON file',
     text.replace('"checkpoint_step": 7', '"checkpoint_step": 8'): 'is damaged',
-    text.replace('"format_version": 1', '"format_version": 2'): (
-      'format_version 2, this program reads 1'
+    text.replace('"format_version": 2', '"format_version": 3'): (
+      'format_version 3, this program reads 1 and 2'
     ),
     (tmp_path / '000001' / 'manifest.json').read_text(): (
       'is the manifest of version 1'

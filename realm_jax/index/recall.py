@@ -1,0 +1,97 @@
+"""How much of what exact search finds a build finds: its recall."""
+
+from typing import Any
+
+import numpy as np
+
+from realm_jax.config import Config
+from realm_jax.corpus.store import Corpus
+from realm_jax.data import sentences
+from realm_jax.index import shards
+from realm_jax.parallel import processes
+
+K = 8
+_QUERIES = 64
+
+
+def probe_queries(corpus: Corpus, config: Config) -> np.ndarray:
+  """Sentences of the corpus, [B, L] token ids.
+
+  They are embedded as documents are: a builder has no query embedder.
+  """
+  table = corpus.sentences
+  total = len(table.start)
+  chosen_S = np.unique(np.linspace(0, total - 1, _QUERIES).astype(int))
+  block_S = np.searchsorted(table.block_offsets, chosen_S, 'right') - 1
+  token_BL = corpus.tokens(block_S)
+  tokenizer = corpus.tokenizer
+  body_B, _ = sentences.body_bounds(token_BL, tokenizer.sep_id)
+  return sentences.frame(
+    token_BL,
+    body_B + table.start[chosen_S],
+    body_B + table.end[chosen_S],
+    min(config.query_length, corpus.block_length),
+    tokenizer.cls_id,
+    tokenizer.sep_id,
+  )
+
+
+def recall_of(row_BK: np.ndarray, exact_BK: np.ndarray) -> float:
+  """The share of the rows of exact search that were found."""
+  hits = (exact_BK[:, :, None] == row_BK[:, None, :]).any(2)
+  return float(hits[exact_BK >= 0].mean())
+
+
+class RecallProbe:
+  """Measures how well the stored rows find what exact float32 rows find.
+
+  Args:
+    corpus: Z.
+    query_BE: of `probe_queries`.
+  """
+
+  def __init__(self, corpus: Corpus, query_BE: np.ndarray):
+    self.query_BE = query_BE
+    self._corpus = corpus
+    # The best so far: scores and rows, [B, K].
+    batch = len(query_BE)
+    none = (np.zeros((batch, 0)), np.zeros((batch, 0), np.int64))
+    self._exact, self._stored = none, none
+
+  def add(
+    self, start: int, exact_nE: np.ndarray, stored_nE: np.ndarray
+  ) -> None:
+    alive_n = self._corpus.alive(start, start + len(exact_nE))
+
+    def better(best: Any, rows_nE: np.ndarray) -> Any:
+      score_Bn = self.query_BE @ rows_nE.T
+      score_Bn[:, ~alive_n] = -np.inf
+      row_Bn = np.broadcast_to(
+        np.arange(start, start + len(rows_nE)), score_Bn.shape
+      )
+      return shards.best([best, (score_Bn, row_Bn)], K)
+
+    self._exact = better(self._exact, exact_nE)
+    self._stored = better(self._stored, stored_nE.astype(np.float32))
+
+  def recall(self) -> dict[str, float]:
+    """Of the rows of all processes together."""
+    recall = recall_of(self.stored_rows(), self.exact_rows())
+    return {f'recall@{K}': recall}
+
+  def stored_rows(self) -> np.ndarray:
+    """What exact search of the rows as stored finds."""
+    return _together(self._stored)
+
+  def exact_rows(self) -> np.ndarray:
+    """What exact search of the rows before rounding finds.
+
+    [B, K], -1: none. All processes ask together.
+    """
+    return _together(self._exact)
+
+
+def _together(best: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
+  """Rows of the best that all processes have seen, -1 for none."""
+  everyone = processes.gather([shards.finite(best[0]), best[1].tolist()])
+  return shards.best([tuple(map(np.array, x)) for x in everyone], K)[1]

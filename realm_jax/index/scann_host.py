@@ -1,0 +1,226 @@
+"""The `scann` library as an index in the memory of the hosts.
+
+Every process holds searchers of whole shards and is asked about all queries;
+what the processes find is merged by whoever asked. Sun et al. 2023 describe
+the library's tree and SOAR, Guo et al. 2020 its codes.
+"""
+
+import concurrent.futures
+import dataclasses
+import math
+import os
+import tempfile
+from typing import Any, NamedTuple
+
+import numpy as np
+from etils import epath
+
+from realm_jax.config import Config
+from realm_jax.index import shards
+from realm_jax.parallel import processes
+from realm_jax.workdir import part_files, versions
+
+# With fewer rows the library cannot learn its codes; scoring all is as fast.
+_CODED_ROWS = 2048
+_TRAINING_ROWS = 250_000
+_ROW_FILE = 'row.npy'
+
+
+class Searcher(NamedTuple):
+  """One shard."""
+
+  library: Any  # scann's searcher
+  row_n: np.ndarray  # the corpus row of each of its points
+
+
+@dataclasses.dataclass(frozen=True)
+class Searchers:
+  """Some shards of a version, in this process's memory.
+
+  Attributes:
+    by_shard: searchers; a shard without living rows has none.
+    leaves: that a query visits in each (num_leaves_to_search).
+    reorder: candidates that each scores exactly (reordering_num_neighbors).
+  """
+
+  by_shard: dict[int, Searcher]
+  leaves: int
+  reorder: int
+
+  def search(
+    self, query_BE: np.ndarray, k: int
+  ) -> tuple[np.ndarray, np.ndarray]:
+    """The k best of these shards' rows; as search.search, in numpy."""
+    query_BE = np.ascontiguousarray(query_BE, np.float32)
+    found = [
+      _search(searcher, query_BE, k, self.leaves, self.reorder)
+      for searcher in self.by_shard.values()
+    ]
+    none = (
+      np.zeros((len(query_BE), 0), np.float32),
+      np.zeros((len(query_BE), 0), np.int32),
+    )
+    return shards.best([none, *found], k)
+
+
+def build(
+  rows_nE: np.ndarray, row_n: np.ndarray, config: Config, threads: int
+) -> Searcher | None:
+  """A searcher of one shard.
+
+  Args:
+    rows_nE: those that may be found.
+    row_n: their numbers in the corpus.
+    config: of the run.
+    threads: to build with.
+
+  Returns:
+    The searcher; None: there are no rows.
+  """
+  from scann.scann_ops.py import scann_ops_pybind  # Linux only
+
+  if not len(rows_nE):
+    return None
+  options = config.index
+  rows_nE = np.ascontiguousarray(rows_nE, np.float32)
+  builder = scann_ops_pybind.builder(rows_nE, 8, 'dot_product')
+  builder.set_n_training_threads(threads)
+  if len(rows_nE) < _CODED_ROWS:
+    return Searcher(builder.score_brute_force().build(), row_n)
+  leaves = num_leaves(config, len(rows_nE))
+  # The library takes the least inner product that matters, not a share.
+  norm = float(np.linalg.norm(rows_nE, axis=1).mean())
+  tree = builder.tree(
+    leaves,
+    leaves,
+    training_sample_size=_TRAINING_ROWS,
+    min_partition_size=1,
+    soar_lambda=options.soar_lambda or None,
+    overretrieve_factor=2.0 if options.soar_lambda else None,
+  )
+  coded = tree.score_ah(
+    min(options.dimensions_per_block, rows_nE.shape[1]),
+    anisotropic_quantization_threshold=(
+      options.anisotropic_quantization_threshold * norm or math.nan
+    ),
+    training_sample_size=_TRAINING_ROWS,
+  )
+  return Searcher(coded.reorder(100).build(), row_n)
+
+
+def num_leaves(config: Config, rows: int) -> int:
+  """Leaves of a shard."""
+  return min(config.index.num_leaves or 2 * math.isqrt(rows), rows)
+
+
+def save(
+  path: epath.PathLike, shard: int, searcher: Searcher
+) -> dict[str, int]:
+  """Writes a searcher into a version; gives its files and their checksums."""
+  name = f'scann/{shard}'
+  with tempfile.TemporaryDirectory() as folder:
+    searcher.library.serialize(folder, relative_path=True)
+    np.save(os.path.join(folder, _ROW_FILE), searcher.row_n)
+    return part_files.write_directory(path, name, folder)
+
+
+def load(
+  index: epath.PathLike, manifest: versions.Manifest, wanted: range
+) -> Searchers:
+  """Reads searchers of a committed version, several at a time.
+
+  Args:
+    index: Workdir.index.
+    manifest: of the version.
+    wanted: shards.
+
+  Raises:
+    ValueError: a file is damaged; names it.
+  """
+  there = [s for s in wanted if f'scann/{s}/{_ROW_FILE}' in manifest.files]
+  with concurrent.futures.ThreadPoolExecutor(8) as pool:
+    found = pool.map(lambda shard: _load(index, manifest, shard), there)
+    by_shard = dict(zip(there, found, strict=True))
+  options = manifest.options
+  return Searchers(
+    by_shard,
+    options['num_leaves_to_search'],
+    options['reordering_num_neighbors'],
+  )
+
+
+def _load(
+  index: epath.PathLike, manifest: versions.Manifest, shard: int
+) -> Searcher:
+  from scann.scann_ops.py import scann_ops_pybind  # Linux only
+
+  name = f'scann/{shard}'
+  with tempfile.TemporaryDirectory() as folder:
+    part_files.read_directory(index, manifest, name, folder)
+    try:
+      library = scann_ops_pybind.load_searcher(folder, False)
+    except (RuntimeError, ValueError) as error:
+      path = versions.directory(index, manifest.version) / name
+      raise ValueError(f'{path}: scann cannot load it: {error}') from error
+    row_n = np.load(os.path.join(folder, _ROW_FILE))
+  return Searcher(library, row_n)
+
+
+def _search(
+  searcher: Searcher, query_BE: np.ndarray, k: int, leaves: int, reorder: int
+) -> tuple[np.ndarray, np.ndarray]:
+  k = min(k, len(searcher.row_n))
+  place_BK, score_BK = searcher.library.search_batched_parallel(
+    query_BE,
+    final_num_neighbors=k,
+    pre_reorder_num_neighbors=max(reorder, k),
+    leaves_to_search=leaves,  # the library takes all for more
+    batch_size=-(-len(query_BE) // threads()),
+  )
+  missing_BK = np.isnan(score_BK)
+  row_BK = searcher.row_n[np.where(missing_BK, 0, place_BK)]
+  return (
+    np.where(missing_BK, -np.inf, score_BK).astype(np.float32),
+    np.where(missing_BK, -1, row_BK).astype(np.int32),
+  )
+
+
+@dataclasses.dataclass(frozen=True)
+class HostIndex:
+  """An index whose rows stay with the hosts.
+
+  Attributes:
+    device: the Index without rows: what a step takes.
+    searchers: of this process's shards.
+    rows_NE: all rows, where their embeddings are wanted beside their numbers
+      (fine-tuning); else None.
+    alive_N: rows that may be found; None: all that the searchers have.
+  """
+
+  device: Any
+  searchers: Searchers
+  rows_NE: np.ndarray | None = None
+  alive_N: np.ndarray | None = None
+
+  def search(
+    self, query_BE: np.ndarray, k: int
+  ) -> tuple[np.ndarray, np.ndarray]:
+    """The k best rows of all processes, which ask together."""
+    longer = k if self.alive_N is None else k + min(k, (~self.alive_N).sum())
+    score_BK, row_BK = self.searchers.search(query_BE, int(longer))
+    if self.alive_N is not None:
+      score_BK = np.where(self.alive_N[row_BK], score_BK, -np.inf)
+    everyone = processes.gather([shards.finite(score_BK), row_BK.tolist()])
+    return shards.best([tuple(map(np.array, x)) for x in everyone], k)
+
+  def rows(self, row_BK: np.ndarray) -> np.ndarray:
+    """Embeddings of rows as float32; -1 gives zeros."""
+    assert self.rows_NE is not None
+    row_BKE = self.rows_NE[np.maximum(row_BK, 0)].astype(np.float32)
+    row_BKE[row_BK < 0] = 0
+    return row_BKE
+
+
+def threads() -> int:
+  """Of this process's machine."""
+  return os.cpu_count() or 1

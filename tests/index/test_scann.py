@@ -1,0 +1,250 @@
+"""The ScaNN kinds: trees on the devices, searchers of the library."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from realm_jax import config as config_lib
+from realm_jax.config import MeshConfig
+from realm_jax.index import (
+  approximate,
+  recall,
+  scann_build,
+  scann_host,
+  shards,
+  tune,
+)
+from realm_jax.index.search import Index, search
+from realm_jax.parallel import mesh as mesh_lib
+
+SHARDS = 8
+
+
+def clustered(n, dim=16, clusters=40, seed=0):
+  rng = np.random.default_rng(seed)
+  center = rng.normal(size=(clusters, dim))
+  rows = center[rng.integers(0, clusters, n)]
+  return (rows + 0.3 * rng.normal(size=(n, dim))).astype(np.float32)
+
+
+def brute(rows, valid, query, k, exclude=None):
+  score = query.astype(np.float64) @ rows.astype(np.float64).T
+  score[:, ~valid] = -np.inf
+  if exclude is not None:
+    for score_N, exclude_X in zip(score, exclude, strict=True):
+      score_N[exclude_X[exclude_X >= 0]] = -np.inf
+  row = np.broadcast_to(np.arange(len(rows)), score.shape)
+  return shards.best([(score, row)], k)
+
+
+def trees(rows, valid, leaves):
+  """Parts of a tree, a shard each."""
+  n, size = len(rows), shards.size(len(rows), SHARDS)
+  padded = np.zeros((SHARDS * size, rows.shape[1]), rows.dtype)
+  padded[:n] = rows
+  alive = np.zeros(SHARDS * size, bool)
+  alive[:n] = valid
+  mesh = mesh_lib.make_mesh(MeshConfig())
+  built = scann_build.build_parts(
+    padded.reshape(SHARDS, size, -1),
+    alive.reshape(SHARDS, size),
+    np.arange(SHARDS, dtype=np.int32),
+    mesh,
+    num_leaves=leaves,
+    threshold=0.2,
+  )
+  return dict(enumerate(built))
+
+
+class Options:
+  """Stands for a manifest."""
+
+  def __init__(self, leaves, reorder):
+    self.options = {
+      'num_shards': SHARDS,
+      'num_leaves_to_search': leaves,
+      'reordering_num_neighbors': reorder,
+    }
+
+
+def index_of(parts, rows, valid, leaves, reorder, mesh):
+  n = len(rows)
+  total = SHARDS * shards.size(n, SHARDS)
+
+  def put(values):
+    return mesh_lib.put_rows(
+      lambda a, b: values[a:b], n, values.shape[1:], values.dtype, mesh, total
+    )
+
+  return Index(
+    put(rows),
+    put(valid),
+    put(np.zeros((n, 2), np.uint16)),
+    tree=approximate.tree(parts, Options(leaves, reorder), mesh),
+  )
+
+
+def run(index, query, k, exclude, mesh):
+  with jax.set_mesh(mesh):
+    score, row = jax.jit(search, static_argnums=2)(
+      index, query, k, None if exclude is None else jnp.asarray(exclude)
+    )
+  return np.asarray(score), np.asarray(row)
+
+
+def mesh_of(*shape):
+  count = shape[0] * shape[1]
+  return mesh_lib.make_mesh(MeshConfig(*shape), jax.devices()[:count])
+
+
+# Codes of 8 bits hold these rows exactly and every leaf is visited, so that
+# nothing but the order of work differs from exact search.
+@pytest.mark.parametrize(
+  'n, k, leaves', [(97, 5, 3), (64, 64, 2), (3, 3, 4), (2000, 7, 5), (9, 1, 1)]
+)
+def test_all_leaves_equal_brute_force(n, k, leaves):
+  rng = np.random.default_rng(n * 100 + k)
+  rows = rng.integers(-2, 3, (n, 6)).astype(np.float32)  # ties, duplicates
+  query = rng.integers(-2, 3, (5, 6)).astype(np.float32)
+  valid = rng.random(n) > 0.1
+  exclude = np.where(rng.random((5, 3)) > 0.3, rng.integers(0, n, (5, 3)), -1)
+  parts = trees(rows, valid, leaves)
+  want_score, want_row = brute(rows, valid, query, k, exclude)
+  mesh = mesh_of(2, 2)
+  index = index_of(parts, rows, valid, 10**6, 10**6, mesh)
+  score, row = run(index, query, k, exclude, mesh)
+  np.testing.assert_array_equal(score, want_score)
+  np.testing.assert_array_equal(row, want_row)
+
+
+def test_devices_do_not_change_what_is_found():
+  rows, query = clustered(3000), clustered(33, seed=1)
+  valid = np.random.default_rng(2).random(3000) > 0.1
+  parts = trees(rows, valid, 6)
+  exclude = np.arange(66).reshape(33, 2)
+  found = []
+  for shape in ((1, 1), (2, 1), (8, 1), (2, 4)):
+    mesh = mesh_of(*shape)
+    index = index_of(parts, rows, valid, 2, 16, mesh)
+    found.append(run(index, query, 5, exclude, mesh))
+  for score, row in found[1:]:
+    np.testing.assert_array_equal(row, found[0][1])
+    np.testing.assert_array_equal(score, found[0][0])
+  score, row = found[0]
+  assert valid[row].all()
+  np.testing.assert_allclose(
+    score, (query[:, None] * rows[row]).sum(-1), rtol=1e-5
+  )
+
+
+def test_recall_on_clustered_rows():
+  rows, query = clustered(20000), clustered(100, seed=1)
+  valid = np.ones(20000, bool)
+  parts = trees(rows, valid, 20)
+  _, want = brute(rows, valid, query, 8)
+  mesh = mesh_of(8, 1)
+  recalls = []
+  for leaves in (1, 3, 10):
+    index = index_of(parts, rows, valid, leaves, 16, mesh)
+    _, row = run(index, query, 8, None, mesh)
+    recalls.append(recall.recall_of(row, want))
+  # Golden: of this data and these random centers.
+  np.testing.assert_allclose(recalls, [0.621, 0.729, 0.935], atol=0.02)
+
+
+def test_rows_that_die_later_are_not_found():
+  rows, query = clustered(500), clustered(4, seed=1)
+  alive = np.ones(500, bool)
+  parts = trees(rows, alive, 2)
+  dead = brute(rows, alive, query, 2)[1]
+  alive[dead] = False
+  mesh = mesh_of(2, 1)
+  index = index_of(parts, rows, alive, 10**6, 64, mesh)
+  _, row = run(index, query, 8, None, mesh)
+  np.testing.assert_array_equal(row, brute(rows, alive, query, 8)[1])
+
+
+def test_quantization_keeps_what_lies_along_a_row():
+  rows = clustered(400, dim=32)
+  valid = np.ones(len(rows), bool)
+  errors = {}
+  for threshold in (0.0, 0.5):
+    code, scale = scann_build.quantize(rows, valid, threshold)
+    assert code.dtype == jnp.int8
+    error = rows - np.asarray(code, np.float32) * np.asarray(scale)
+    assert np.abs(error).max() <= 2 * np.asarray(scale).max()
+    norm = np.linalg.norm(rows, axis=1)
+    along = np.square((error * rows).sum(1) / norm).mean()
+    errors[threshold] = along, np.square(error).sum(1).mean()
+  assert errors[0.5][0] < 0.3 * errors[0.0][0]  # along the row: less
+  assert errors[0.5][1] < 2 * errors[0.0][1]  # in all: not much more
+
+
+def test_tiles_hold_every_living_row_once():
+  rows = clustered(1000)
+  valid = np.random.default_rng(0).random(1000) > 0.2
+  parts = trees(rows, valid, 3)
+  size = shards.size(1000, SHARDS)
+  for shard, part in parts.items():
+    row = part['row_GTR']
+    start, stop = shards.bounds(shard, 1000, SHARDS)
+    want = np.flatnonzero(valid[start:stop])
+    assert sorted(row[row >= 0]) == want.tolist()
+    assert row.shape == (scann_build.num_tiles(size, 3), scann_build.TILE)
+    # A tile is filled from its front, and its center is that of its rows.
+    tile = rows[start:stop][row[0][row[0] >= 0]]
+    np.testing.assert_allclose(part['center_GTE'][0], tile.mean(0), atol=1e-5)
+    assert (np.diff((row >= 0).astype(int), axis=1) <= 0).all()
+
+
+@pytest.mark.parametrize('n, options', [(5, {}), (300, {}), (5000, {})])
+def test_the_library_is_searched_like_the_rest(n, options):
+  config = config_lib.from_dict({'index': {'num_shards': 3, **options}})
+  rows, query = clustered(n), clustered(9, seed=1)
+  valid = np.random.default_rng(0).random(n) > 0.1
+  by_shard = {}
+  for shard in range(3):
+    start, stop = shards.bounds(shard, n, 3)
+    row = (start + np.flatnonzero(valid[start:stop])).astype(np.int32)
+    found = scann_host.build(rows[row], row, config, 2)
+    if found is not None:
+      by_shard[shard] = found
+  searchers = scann_host.Searchers(by_shard, 10**6, 500)
+  score, row = searchers.search(query, 7)
+  want_score, want_row = brute(rows, valid, query, 7)
+  assert score.dtype == np.float32
+  np.testing.assert_array_equal(row, want_row)
+  np.testing.assert_allclose(score, want_score, rtol=1e-5)
+
+
+class TestChoose:
+  """Options by measurement; recall here is known."""
+
+  @staticmethod
+  def measure(leaves, reorder):
+    return min(leaves / 40, 1.0) * (1.0 if reorder >= 32 else 0.8)
+
+  def choose(self, before=None, **options):
+    config = config_lib.from_dict({'index': {'target_recall': 0.9, **options}})
+    return tune.choose(self.measure, config, 100, before or {})
+
+  def test_the_least_that_reach_the_target(self):
+    leaves, reorder = self.choose()
+    assert 36 <= leaves <= 54 and reorder == 32
+
+  def test_options_of_the_version_before_stay(self):
+    before = {'num_leaves_to_search': 90, 'reordering_num_neighbors': 99}
+    assert self.choose(before) == (90, 99)
+    before['num_leaves_to_search'] = 3  # not good enough any more
+    assert self.choose(before)[0] >= 36
+
+  def test_what_is_given_is_taken(self):
+    given = {'num_leaves_to_search': 7, 'reordering_num_neighbors': 8}
+    assert self.choose(**given) == (7, 8)
+    assert self.choose(num_leaves_to_search=7)[0] == 7
+
+  def test_a_target_out_of_reach_takes_all_leaves(self):
+    config = config_lib.from_dict({'index': {'target_recall': 1.0}})
+    found = tune.choose(lambda *_: 0.5, config, 100, {})
+    assert found == (100, 16)
