@@ -134,8 +134,11 @@ class Follower:
         ready = self._read_own(version)
         with self._lock:
           self._read[number] = ready
-      except (ValueError, OSError) as problem:
-        error = str(problem)
+      except jax.errors.JaxRuntimeError:
+        raise
+      except Exception as problem:
+        # Whatever it is, training goes on; the staleness tells of it too.
+        error = f'{problem}' or repr(problem)
         print(f'index version {version} passed over: {error}', file=sys.stderr)
       if not processes.is_first():
         processes.tell(f'index/read/{number}/{jax.process_index()}', error)

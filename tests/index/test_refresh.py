@@ -319,6 +319,29 @@ def test_follower_keeps_up_with_what_is_not_taken(tmp_path):
     follower.close()
 
 
+def test_follower_lives_on_after_an_error_of_any_kind(tmp_path, capsys):
+  index = tmp_path / 'index'
+  index.mkdir()
+  publish(index, 1)
+
+  def suitable(manifest):
+    if manifest.version == 1:
+      raise KeyError('kind')
+
+  follower = Follower(index, 0, suitable, lambda rows: (0, rows), 0.01)
+  try:
+    said, deadline = '', time.monotonic() + 10
+    while 'index version 1 passed over' not in said:
+      assert time.monotonic() < deadline
+      said += capsys.readouterr().err
+    publish(index, 2)
+    while (ready := follower.take()) is None:
+      assert time.monotonic() < deadline
+    assert ready.manifest.version == 2
+  finally:
+    follower.close()
+
+
 def test_follower_waits_for_a_slow_store_and_its_loop_does_not(
   tmp_path, monkeypatch
 ):
