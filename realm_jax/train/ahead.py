@@ -114,14 +114,15 @@ def _index(
 ) -> Index:
   total = mesh_lib.padded_rows(num_rows, mesh)
 
-  def array(shape: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(
-      (total, *shape), dtype, sharding=mesh_lib.rows_sharding(mesh)
-    )
+  def array(
+    shape: tuple[int, ...], dtype: Any, on_host: bool = False
+  ) -> jax.ShapeDtypeStruct:
+    sharding = mesh_lib.rows_sharding(mesh, on_host)
+    return jax.ShapeDtypeStruct((total, *shape), dtype, sharding=sharding)
 
   return Index(
     array((config.model.retrieval_size,), config.index.rows_dtype),
     array((), jnp.bool_),
-    array((block_length,), jnp.uint16),
+    array((block_length,), jnp.uint16, config.index.token_table == 'host'),
     block=config.index.search_block,
   )
