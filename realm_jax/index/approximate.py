@@ -5,6 +5,7 @@ manifest is. Recall is measured on the probe of the build, and with it the
 options that the config leaves open are chosen.
 """
 
+import functools
 import io
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -17,14 +18,11 @@ from etils import epath
 from realm_jax.config import Config
 from realm_jax.index import scann, scann_build, scann_host, shards
 from realm_jax.index.recall import recall_of
+from realm_jax.index.tune import choose
 from realm_jax.parallel import mesh as mesh_lib
 from realm_jax.parallel import processes
 from realm_jax.workdir import part_files, versions
 from realm_jax.workdir.rows import PartFiles
-
-# From one number of leaves to the next that is tried.
-_LEAVES_STEP = 1.5
-_REORDER = (16, 32, 64, 128, 256)
 
 # Trees and searchers of some shards.
 Parts = dict[int, scann_build.Part] | scann_host.Searchers
@@ -76,7 +74,7 @@ def build(
   k = exact_BK.shape[1]
   rows = shards.size(num_rows, count)
   if config.index.kind == 'scann':
-    leaves = min(config.index.num_leaves or -(-rows // scann_build.TILE), rows)
+    leaves = scann_build.leaves_of(config, rows)
     most = scann_build.num_tiles(rows, leaves)
     trees, files = _build_trees(path, config, mesh, num_rows, own, load, leaves)
 
@@ -114,45 +112,6 @@ def build(
   return Built(PartFiles(options, crcs, sizes), find(searched, reorder))
 
 
-def choose(
-  measure: Callable[[int, int], float],
-  config: Config,
-  most: int,
-  before: dict[str, int],
-) -> tuple[int, int]:
-  """The least leaves, then the fewest rescored rows, that are good enough.
-
-  Args:
-    measure: recall with so many leaves and so many rescored.
-    config: what it gives stays.
-    most: leaves there are.
-    before: options to keep if they are good enough.
-
-  Returns:
-    Leaves and rescored rows; all leaves, where the target is out of reach.
-  """
-  options, target = config.index, config.index.target_recall
-  given = options.num_leaves_to_search, options.reordering_num_neighbors
-  if all(given):
-    return given
-  if before:
-    kept = (
-      given[0] or min(before['num_leaves_to_search'], most),
-      given[1] or before['reordering_num_neighbors'],
-    )
-    if measure(*kept) >= target:
-      return kept
-  leaves, reorder = given[0] or 1, given[1] or _REORDER[-1]
-  recall = measure(leaves, reorder)
-  while recall < target and leaves < most and not given[0]:
-    leaves = min(max(leaves + 1, int(leaves * _LEAVES_STEP)), most)
-    recall = measure(leaves, reorder)
-  for fewer in () if given[1] else _REORDER[:-1]:
-    if measure(leaves, fewer) >= min(target, recall):
-      return leaves, fewer
-  return leaves, reorder
-
-
 def check(manifest: versions.Manifest, config: Config) -> None:
   """Raises ValueError for a version that this config cannot use."""
   if found := difference(manifest, config):
@@ -164,6 +123,11 @@ def difference(manifest: versions.Manifest, config: Config) -> str | None:
 
   Where rows alone are wanted, a version of any kind has them.
   """
+  if manifest.dim != config.model.retrieval_size:
+    return (
+      f'rows have {manifest.dim} dimensions, model.retrieval_size is '
+      f'{config.model.retrieval_size}'
+    )
   want: dict[str, Any] = {'rows_dtype': config.index.rows_dtype}
   have: dict[str, Any] = {'rows_dtype': manifest.dtype}
   if config.index.kind != 'exact':
@@ -210,6 +174,31 @@ def read(
     shard: _load_tree(part_files.read(index, manifest, f'scann/{shard}.npz'))
     for shard in range(start, stop)
   }
+
+
+def shapes(config: Config, num_rows: int) -> dict[str, jax.ShapeDtypeStruct]:
+  """Of the arrays of one shard's tree, for a program that is only compiled.
+
+  Raises:
+    ValueError: what a build would measure is not given.
+  """
+  options = config.index
+  if not (options.num_leaves_to_search and options.reordering_num_neighbors):
+    raise ValueError(
+      'index.num_leaves_to_search, index.reordering_num_neighbors: are chosen '
+      'by a build; give both to compile without one'
+    )
+  rows = shards.size(num_rows, options.num_shards)
+  return jax.eval_shape(
+    functools.partial(
+      scann_build.build_shard,
+      num_leaves=scann_build.leaves_of(config, rows),
+      threshold=options.anisotropic_quantization_threshold,
+    ),
+    jax.ShapeDtypeStruct((rows, config.model.retrieval_size), jnp.float32),
+    jax.ShapeDtypeStruct((rows,), jnp.bool_),
+    jax.ShapeDtypeStruct((), jnp.int32),
+  )
 
 
 def tree(

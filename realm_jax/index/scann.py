@@ -132,7 +132,7 @@ def _candidates(
   )
   # A tile is filled from its front: without a first row it has none.
   center_BT = jnp.where((tree.row_GTR[:, 0] >= 0)[None], center_BT, -jnp.inf)
-  _, tile_BP = jax.lax.top_k(center_BT, leaves)
+  tile_BP = _best_places(center_BT, leaves)
   score_UQR, best_UQb, place_BP = _score_tiles(
     tree, query_BE * tree.scale_GE[None], tile_BP
   )
@@ -152,6 +152,23 @@ def _candidates(
   return jnp.where(score_BK == -jnp.inf, -1, row_BK)
 
 
+def _best_places(score_BN: jax.Array, k: int) -> jax.Array:
+  """Where the k largest are: those of buckets first, then of their members."""
+  batch, n = score_BN.shape
+  if n <= 2 * k * _BUCKET:
+    return jax.lax.top_k(score_BN, k)[1]
+  score_BN = jnp.pad(
+    score_BN, ((0, 0), (0, -n % _BUCKET)), constant_values=-jnp.inf
+  )
+  score_Bnb = score_BN.reshape(batch, -1, _BUCKET)
+  _, bucket_BK = jax.lax.top_k(score_Bnb.max(-1), k)
+  member_BKb = jnp.take_along_axis(score_Bnb, bucket_BK[:, :, None], 1)
+  _, place_BK = jax.lax.top_k(member_BKb.reshape(batch, -1), k)
+  bucket_BK = jnp.take_along_axis(bucket_BK, place_BK // _BUCKET, 1)
+  # Beyond the end only where fewer than k are finite; the last is not, then.
+  return jnp.minimum(bucket_BK * _BUCKET + place_BK % _BUCKET, n - 1)
+
+
 def _score_tiles(
   tree: Tree, query_BE: jax.Array, tile_BP: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -168,7 +185,9 @@ def _score_tiles(
   # Visits in order of tile, cut into groups of one tile each.
   order_v = jnp.argsort(tile_BP.reshape(-1), stable=True)
   tile_v = tile_BP.reshape(-1)[order_v]
-  rank_v = jnp.arange(visits) - jnp.searchsorted(tile_v, tile_v, side='left')
+  number_v = jnp.arange(visits)
+  starts_v = jnp.concatenate([jnp.ones(1, bool), tile_v[1:] != tile_v[:-1]])
+  rank_v = number_v - jax.lax.cummax(jnp.where(starts_v, number_v, 0))
   slot_v = rank_v % _GROUP
   group_v = jnp.cumsum(slot_v == 0) - 1
   groups = min(visits, visits // _GROUP + tiles)

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from realm_jax.config import Config
 from realm_jax.parallel.mesh import ROWS
 
 TILE = 128  # rows of a tile
@@ -16,6 +17,11 @@ _PASSES = 2  # over the dimensions of a code
 
 # A shard's part of a scann.Tree.
 Part = dict[str, np.ndarray]
+
+
+def leaves_of(config: Config, rows: int) -> int:
+  """Leaves of a shard."""
+  return min(config.index.num_leaves or -(-rows // TILE), rows)
 
 
 def num_tiles(rows: int, leaves: int) -> int:

@@ -11,10 +11,12 @@ from jax.experimental import topologies
 from jax.sharding import NamedSharding
 
 from realm_jax.config import Config
+from realm_jax.index import approximate, scann, shards
 from realm_jax.index.search import Index
 from realm_jax.model import parts
 from realm_jax.parallel import mesh as mesh_lib
 from realm_jax.train.hardware import Topology
+from realm_jax.train.inputs import candidates
 from realm_jax.train.optimizer import make_optimizer
 from realm_jax.train.pretrain import TRAINED, pretrain_step
 from realm_jax.train.program import jit_step
@@ -100,29 +102,56 @@ def _batch(config: Config, mesh: jax.sharding.Mesh) -> dict[str, Any]:
       sharding=NamedSharding(mesh, mesh_lib.BATCH),
     )
 
-  return {
+  batch = {
     'query_BL': array(config.query_length),
     'position_BM': array(config.max_masks),
     'target_BM': array(config.max_masks),
     'weight_BM': array(config.max_masks, jnp.float32),
     'exclude_BX': array(config.index.max_excluded),
   }
+  if config.index.kind == 'scann_host':
+    found = candidates('pretrain', config)
+    batch['found_score_BK'] = array(found, jnp.float32)
+    batch['found_row_BK'] = array(found)
+  return batch
 
 
 def _index(
   config: Config, num_rows: int, block_length: int, mesh: jax.sharding.Mesh
 ) -> Index:
-  total = mesh_lib.padded_rows(num_rows, mesh)
+  total = shards.padded_rows(config, num_rows, mesh)
 
   def array(
-    shape: tuple[int, ...], dtype: Any, on_host: bool = False
+    shape: tuple[int, ...],
+    dtype: Any,
+    total: int = total,
+    on_host: bool = False,
   ) -> jax.ShapeDtypeStruct:
     sharding = mesh_lib.rows_sharding(mesh, on_host)
     return jax.ShapeDtypeStruct((total, *shape), dtype, sharding=sharding)
 
+  rows_NE, tree = None, None
+  if config.index.kind != 'scann_host':
+    rows_NE = array((config.model.retrieval_size,), config.index.rows_dtype)
+  if config.index.kind == 'scann':
+    parts = approximate.shapes(config, num_rows)
+    tree = scann.Tree(
+      **{
+        name: array(leaf.shape, leaf.dtype, config.index.num_shards)
+        for name, leaf in parts.items()
+      },
+      leaves=config.index.num_leaves_to_search,
+      reorder=config.index.reordering_num_neighbors,
+    )
   return Index(
-    array((config.model.retrieval_size,), config.index.rows_dtype),
+    rows_NE,
     array((), jnp.bool_),
-    array((block_length,), jnp.uint16, config.index.token_table == 'host'),
+    array(
+      (block_length,),
+      jnp.uint16,
+      mesh_lib.padded_rows(num_rows, mesh),
+      on_host=config.index.token_table == 'host',
+    ),
     block=config.index.search_block,
+    tree=tree,
   )

@@ -7,7 +7,14 @@ import pytest
 
 from realm_jax import config as config_lib
 from realm_jax.config import MeshConfig
-from realm_jax.index import approximate, recall, scann_build, scann_host, shards
+from realm_jax.index import (
+  approximate,
+  recall,
+  scann_build,
+  scann_host,
+  shards,
+  tune,
+)
 from realm_jax.index.search import Index, search
 from realm_jax.parallel import mesh as mesh_lib
 
@@ -220,7 +227,7 @@ class TestChoose:
 
   def choose(self, before=None, **options):
     config = config_lib.from_dict({'index': {'target_recall': 0.9, **options}})
-    return approximate.choose(self.measure, config, 100, before or {})
+    return tune.choose(self.measure, config, 100, before or {})
 
   def test_the_least_that_reach_the_target(self):
     leaves, reorder = self.choose()
@@ -239,5 +246,5 @@ class TestChoose:
 
   def test_a_target_out_of_reach_takes_all_leaves(self):
     config = config_lib.from_dict({'index': {'target_recall': 1.0}})
-    found = approximate.choose(lambda *_: 0.5, config, 100, {})
+    found = tune.choose(lambda *_: 0.5, config, 100, {})
     assert found == (100, 16)

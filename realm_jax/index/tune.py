@@ -1,0 +1,48 @@
+"""Options of an approximate index, chosen by measurement."""
+
+from collections.abc import Callable
+
+from realm_jax.config import Config
+
+# From one number of leaves to the next that is tried.
+_LEAVES_STEP = 1.5
+_REORDER = (16, 32, 64, 128, 256)
+
+
+def choose(
+  measure: Callable[[int, int], float],
+  config: Config,
+  most: int,
+  before: dict[str, int],
+) -> tuple[int, int]:
+  """The least leaves, then the fewest rescored rows, that are good enough.
+
+  Args:
+    measure: recall with so many leaves and so many rescored.
+    config: what it gives stays.
+    most: leaves there are.
+    before: options to keep if they are good enough.
+
+  Returns:
+    Leaves and rescored rows; all leaves, where the target is out of reach.
+  """
+  options, target = config.index, config.index.target_recall
+  given = options.num_leaves_to_search, options.reordering_num_neighbors
+  if all(given):
+    return given
+  if before:
+    kept = (
+      given[0] or min(before['num_leaves_to_search'], most),
+      given[1] or before['reordering_num_neighbors'],
+    )
+    if measure(*kept) >= target:
+      return kept
+  leaves, reorder = given[0] or 1, given[1] or _REORDER[-1]
+  recall = measure(leaves, reorder)
+  while recall < target and leaves < most and not given[0]:
+    leaves = min(max(leaves + 1, int(leaves * _LEAVES_STEP)), most)
+    recall = measure(leaves, reorder)
+  for fewer in () if given[1] else _REORDER[:-1]:
+    if measure(leaves, fewer) >= min(target, recall):
+      return leaves, fewer
+  return leaves, reorder
