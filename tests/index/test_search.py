@@ -74,7 +74,7 @@ def test_equals_brute_force(shape, n, k, block):
 
 
 @pytest.mark.parametrize('kind', ['float32', 'bfloat16', 'kernel', 'products'])
-@pytest.mark.parametrize('n, k, group', [(5001, 4, 32), (300, 60, 1)])
+@pytest.mark.parametrize('n, k, group', [(5001, 4, 32), (300, 400, 1)])
 def test_each_way_to_the_best_groups(kind, n, k, group):
   """What runs on a CPU, on a GPU (interpreted) and on a TPU (its products)."""
   rng = np.random.default_rng(n)
@@ -96,6 +96,7 @@ def test_each_way_to_the_best_groups(kind, n, k, group):
     best = exact.best_groups(*arrays, k, group, 256, product)
   found = exact.rescore(*arrays, best, k, group)
   score, row = map(np.asarray, found)
+  row = np.where(score == -np.inf, -1, row)
   want_score, want_row = _brute(rows, valid, query, k, np.full((7, 1), -1))
   assert row[0, 0] == n - 1
   np.testing.assert_allclose(score, want_score, rtol=1e-5, atol=1e-5)
