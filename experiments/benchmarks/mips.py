@@ -1,0 +1,219 @@
+r"""Maximum inner product search beside FAISS and the scann library.
+
+  . launch/env.sh cpu
+  pip install faiss-cpu==1.15.1
+  python experiments/benchmarks/mips.py --synthetic 500000 --json \
+    --plot mips.svg
+  python experiments/benchmarks/mips.py --embeddings X.npy --queries Q.npy \
+    --k 8 --kinds exact,faiss_flat --json
+
+All in one process and one run: every kind has a pool of `--threads` threads,
+every setting one warm-up and then the median of five searches for all queries
+at once. Recall is against float64 brute force: a row counts that scores no less
+than the k-th. Memory is what the process's peak grows by during the searches.
+Best of a kind at a recall is its fastest setting that reaches it.
+"""
+
+import argparse
+import gc
+import json
+import os
+import statistics
+import time
+from typing import Any
+
+import mips_kinds
+import numpy as np
+
+_AT = (0.95, 0.98)
+_REPEATS = 5
+_BLOCK = 16384
+
+
+def synthetic(n: int, dim: int, batch: int, seed: int) -> tuple[Any, Any]:
+  """Clustered rows on the unit sphere, and queries near some of them."""
+  rng = np.random.default_rng(seed)
+  clusters = max(n // 250, 1)
+  center_CE = rng.standard_normal((clusters, dim), dtype=np.float32)
+  rows_NE = np.empty((n, dim), np.float32)
+  for start in range(0, n, _BLOCK):
+    part = rows_NE[start : start + _BLOCK]
+    part[:] = center_CE[rng.integers(0, clusters, len(part))]
+    part += 0.7 * rng.standard_normal(part.shape, dtype=np.float32)
+    part /= np.linalg.norm(part, axis=1, keepdims=True)
+  noise_BE = rng.standard_normal((batch, dim), dtype=np.float32)
+  query_BE = rows_NE[rng.integers(0, n, batch)] + 0.05 * noise_BE
+  return rows_NE, query_BE
+
+
+def brute_force(rows_NE: np.ndarray, query_BE: np.ndarray, k: int) -> Any:
+  """The k-th best score of each query, in float64."""
+  query_BE = query_BE.astype(np.float64)
+  best_BK = np.full((len(query_BE), k), -np.inf)
+  for start in range(0, len(rows_NE), _BLOCK):
+    rows_nE = rows_NE[start : start + _BLOCK].astype(np.float64)
+    both = np.concatenate([best_BK, query_BE @ rows_nE.T], 1)
+    best_BK = -np.partition(-both, k - 1, 1)[:, :k]
+  return best_BK.min(1)
+
+
+def recall(
+  rows_NE: np.ndarray,
+  query_BE: np.ndarray,
+  row_BK: np.ndarray,
+  least_B: np.ndarray,
+) -> float:
+  """The share of found rows that are no worse than the k-th."""
+  found_BKE = rows_NE[np.maximum(row_BK, 0)].astype(np.float64)
+  score_BK = np.einsum('BE,BKE->BK', query_BE.astype(np.float64), found_BKE)
+  good_BK = (row_BK >= 0) & (score_BK >= least_B[:, None] - 1e-9)
+  return float(good_BK.mean())
+
+
+def peak_bytes() -> int:
+  """The most memory since the last `reset_peak` (Linux)."""
+  with open('/proc/self/status') as status:
+    [line] = [line for line in status if line.startswith('VmHWM')]
+  return int(line.split()[1]) * 1024
+
+
+def reset_peak() -> int:
+  with open('/proc/self/clear_refs', 'w') as file:
+    file.write('5')
+  return peak_bytes()
+
+
+def measure(
+  point: mips_kinds.Point,
+  rows_NE: np.ndarray,
+  query_BE: np.ndarray,
+  least_B: np.ndarray,
+) -> dict[str, Any]:
+  """Seconds, recall and memory of one setting."""
+  row_BK = point.search(query_BE)
+  gc.collect()
+  before = reset_peak()
+  seconds = []
+  for _ in range(_REPEATS):
+    began = time.perf_counter()
+    point.search(query_BE)
+    seconds.append(time.perf_counter() - began)
+  return {
+    **point.options,
+    'seconds': round(statistics.median(seconds), 5),
+    'spread': [round(min(seconds), 5), round(max(seconds), 5)],
+    'queries_per_second': round(len(query_BE) / statistics.median(seconds), 1),
+    'recall': round(recall(rows_NE, query_BE, row_BK, least_B), 4),
+    'build_seconds': round(point.build_seconds, 2),
+    'bytes': point.size,
+    'extra_bytes': peak_bytes() - before,
+  }
+
+
+def best(points: list[dict[str, Any]], least: float) -> dict[str, Any] | None:
+  """The fastest of the settings that reach a recall."""
+  return max(
+    (point for point in points if point['recall'] >= least),
+    key=lambda point: point['queries_per_second'],
+    default=None,
+  )
+
+
+def plot(found: dict[str, list[dict[str, Any]]], title: str, path: str) -> None:
+  """Recall and queries a second of the settings that no other one beats."""
+  import matplotlib
+
+  matplotlib.use('Agg')
+  from matplotlib import pyplot
+
+  figure, axis = pyplot.subplots(figsize=(8, 5))
+  for kind, points in found.items():
+    front, fastest = [], 0.0
+    for point in sorted(
+      points, key=lambda p: (-p['recall'], -p['queries_per_second'])
+    ):
+      if point['queries_per_second'] > fastest:
+        fastest = point['queries_per_second']
+        front.append((point['recall'], fastest))
+    axis.plot(*zip(*front, strict=True), marker='o', label=kind)
+  axis.set_yscale('log')
+  axis.set_xlabel('recall')
+  axis.set_ylabel('queries a second')
+  axis.set_title(title)
+  axis.grid(which='both', alpha=0.3)
+  axis.legend()
+  figure.tight_layout()
+  figure.savefig(path)
+  pyplot.close(figure)
+
+
+def main() -> None:
+  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+  data = parser.add_mutually_exclusive_group(required=True)
+  data.add_argument('--embeddings', help='rows, X.npy')
+  data.add_argument('--synthetic', type=int, help='make so many rows')
+  parser.add_argument('--queries', help='Q.npy; default: rows and noise')
+  parser.add_argument('--batch', type=int, default=256)
+  parser.add_argument('--dim', type=int, default=128, help='of synthetic rows')
+  parser.add_argument('--seed', type=int, default=0)
+  parser.add_argument('--k', type=int, default=8)
+  parser.add_argument('--kinds', default=','.join(mips_kinds.KINDS))
+  parser.add_argument('--threads', type=int, default=os.cpu_count())
+  parser.add_argument('--rows-dtypes', default='float32,bfloat16')
+  parser.add_argument('--num-shards', type=int, default=1, help='of ScaNN')
+  parser.add_argument('--leaves', help='of scann_library; lists of faiss_ivfpq')
+  parser.add_argument('--json', action='store_true')
+  parser.add_argument('--plot', help='picture to write')
+  flags = parser.parse_args()
+  # JAX has no number of threads to set: as many as it may run on.
+  os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: flags.threads])
+  if flags.synthetic:
+    rows_NE, query_BE = synthetic(
+      flags.synthetic, flags.dim, flags.batch, flags.seed
+    )
+  else:
+    rows_NE = np.load(flags.embeddings).astype(np.float32)
+    rng = np.random.default_rng(flags.seed)
+    query_BE = rows_NE[rng.integers(0, len(rows_NE), flags.batch)]
+    scale = 0.05 * np.abs(query_BE).mean()
+    query_BE = query_BE + scale * rng.standard_normal(
+      query_BE.shape, np.float32
+    )
+  if flags.queries:
+    query_BE = np.load(flags.queries).astype(np.float32)
+  least_B = brute_force(rows_NE, query_BE, flags.k)
+  found = {}
+  for kind in flags.kinds.split(','):
+    found[kind] = [
+      measure(point, rows_NE, query_BE, least_B)
+      for point in mips_kinds.KINDS[kind](rows_NE, flags)
+    ]
+    gc.collect()
+  report(found, rows_NE, query_BE, flags)
+
+
+def report(
+  found: dict[str, list[dict[str, Any]]],
+  rows_NE: np.ndarray,
+  query_BE: np.ndarray,
+  flags: argparse.Namespace,
+) -> None:
+  sizes = f'{len(rows_NE)} x {rows_NE.shape[1]}, {len(query_BE)} queries'
+  title = f'{sizes}, k {flags.k}, {flags.threads} threads'
+  if flags.plot:
+    plot(found, title, flags.plot)
+  chosen = {
+    str(least): {kind: best(points, least) for kind, points in found.items()}
+    for least in _AT
+  }
+  if flags.json:
+    print(json.dumps({'data': title, 'best': chosen, 'points': found}))
+    return
+  print(title)
+  for least, kinds in chosen.items():
+    for kind, point in kinds.items():
+      print(f'recall {least}: {kind}: {json.dumps(point)}')
+
+
+if __name__ == '__main__':
+  main()

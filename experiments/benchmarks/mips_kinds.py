@@ -1,0 +1,289 @@
+"""What mips.py compares: each kind built, with the searches to time.
+
+A kind is a function of the rows [N, E] float32 and of flags that yields
+`Point`s: settings from fast to thorough, each with a search. What a kind builds
+more than once (FAISS, another number of lists) it builds between its points.
+"""
+
+import argparse
+import dataclasses
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from realm_jax import config as config_lib
+from realm_jax.config import Config, MeshConfig
+from realm_jax.index import scann, scann_build, scann_host, shards
+from realm_jax.index.search import Index
+from realm_jax.index.search import search as search_index
+from realm_jax.parallel import mesh as mesh_lib
+
+_LEAVES = (2, 4, 8, 16, 32, 64, 128)
+_REORDER = (16, 32, 64, 128)
+
+
+class Point(NamedTuple):
+  """One setting of one kind.
+
+  Attributes:
+    options: what was set.
+    search: queries [B, E] to rows [B, k].
+    build_seconds: of what it searches.
+    size: bytes of what it searches, rows included where they are rescored.
+  """
+
+  options: dict[str, Any]
+  search: Callable[[np.ndarray], np.ndarray]
+  build_seconds: float
+  size: int
+
+
+def exact(rows_NE: np.ndarray, flags: argparse.Namespace) -> Iterator[Point]:
+  for dtype in flags.rows_dtypes.split(','):
+    began = time.perf_counter()
+    index = _put(rows_NE, dtype, None)
+    seconds = time.perf_counter() - began
+    yield Point(
+      {'rows_dtype': dtype},
+      _device_search(index, flags.k),
+      seconds,
+      index.rows_NE.nbytes,
+    )
+
+
+def scann_devices(
+  rows_NE: np.ndarray, flags: argparse.Namespace
+) -> Iterator[Point]:
+  config, num_shards = _config(flags), flags.num_shards
+  size = shards.size(len(rows_NE), num_shards)
+  leaves = config.index.num_leaves or -(-size // scann_build.TILE)
+  began = time.perf_counter()
+  built = []
+  for shard in range(num_shards):
+    start, stop = shards.bounds(shard, len(rows_NE), num_shards)
+    rows_1nE = np.zeros((1, size, rows_NE.shape[1]), np.float32)
+    rows_1nE[0, : stop - start] = rows_NE[start:stop]
+    built += scann_build.build_parts(
+      rows_1nE,
+      np.arange(size)[None] < stop - start,
+      np.array([shard], np.int32),
+      _mesh(),
+      num_leaves=min(leaves, size),
+      threshold=config.index.anisotropic_quantization_threshold,
+    )
+  arrays = {
+    name: jnp.asarray(np.stack([part[name] for part in built]))
+    for name in built[0]
+  }
+  index = _put(rows_NE, 'float32', num_shards * size)
+  seconds = time.perf_counter() - began
+  bytes_ = index.rows_NE.nbytes + sum(x.nbytes for x in arrays.values())
+  for searched in _LEAVES:
+    for reorder in _REORDER:
+      if searched > leaves:
+        continue
+      tree = scann.Tree(**arrays, leaves=searched, reorder=reorder)
+      options = {
+        'num_leaves': leaves,
+        'num_leaves_to_search': searched,
+        'reordering_num_neighbors': reorder,
+      }
+      search = _device_search(dataclasses.replace(index, tree=tree), flags.k)
+      yield Point(options, search, seconds, bytes_)
+
+
+def scann_hosts(
+  rows_NE: np.ndarray, flags: argparse.Namespace
+) -> Iterator[Point]:
+  config = _config(flags)
+  began = time.perf_counter()
+  by_shard, size = {}, 0
+  with tempfile.TemporaryDirectory() as folder:
+    for shard in range(flags.num_shards):
+      start, stop = shards.bounds(shard, len(rows_NE), flags.num_shards)
+      searcher = scann_host.build(
+        rows_NE[start:stop],
+        np.arange(start, stop, dtype=np.int32),
+        config,
+        flags.threads,
+      )
+      assert searcher is not None
+      by_shard[shard] = searcher
+      searcher.library.serialize(folder, relative_path=True)
+      size += _files_size(folder)
+  seconds = time.perf_counter() - began
+  leaves = scann_host.num_leaves(
+    config, shards.size(len(rows_NE), len(by_shard))
+  )
+  for searched in _LEAVES:
+    for reorder in _REORDER:
+      searchers = scann_host.Searchers(by_shard, searched, reorder)
+      options = {
+        'num_leaves': leaves,
+        'num_leaves_to_search': searched,
+        'reordering_num_neighbors': reorder,
+      }
+      yield Point(
+        options,
+        lambda query_BE, found=searchers: found.search(query_BE, flags.k)[1],
+        seconds,
+        size,
+      )
+
+
+def scann_library(
+  rows_NE: np.ndarray, flags: argparse.Namespace
+) -> Iterator[Point]:
+  from scann.scann_ops.py import scann_ops_pybind
+
+  norm = float(np.linalg.norm(rows_NE, axis=1).mean())
+  for leaves in _lists(len(rows_NE), flags):
+    began = time.perf_counter()
+    builder = scann_ops_pybind.builder(rows_NE, flags.k, 'dot_product')
+    builder.set_n_training_threads(flags.threads)
+    searcher = (
+      builder.tree(leaves, leaves, training_sample_size=250_000)
+      .score_ah(2, anisotropic_quantization_threshold=0.2 * norm)
+      .reorder(100)
+      .build()
+    )
+    seconds = time.perf_counter() - began
+    with tempfile.TemporaryDirectory() as folder:
+      searcher.serialize(folder, relative_path=True)
+      size = _files_size(folder)
+    for searched in _LEAVES:
+      for reorder in _REORDER:
+        options = {
+          'num_leaves': leaves,
+          'leaves_to_search': searched,
+          'pre_reorder_num_neighbors': reorder,
+        }
+
+        def search(
+          query_BE: np.ndarray, searcher: Any = searcher, options: Any = options
+        ) -> np.ndarray:
+          found, _ = searcher.search_batched_parallel(
+            query_BE,
+            final_num_neighbors=flags.k,
+            pre_reorder_num_neighbors=options['pre_reorder_num_neighbors'],
+            leaves_to_search=options['leaves_to_search'],
+            batch_size=-(-len(query_BE) // flags.threads),
+          )
+          return found.astype(np.int64)
+
+        yield Point(options, search, seconds, size)
+
+
+def faiss_flat(
+  rows_NE: np.ndarray, flags: argparse.Namespace
+) -> Iterator[Point]:
+  import faiss
+
+  faiss.omp_set_num_threads(flags.threads)
+  began = time.perf_counter()
+  index = faiss.IndexFlatIP(rows_NE.shape[1])
+  index.add(rows_NE)
+  seconds = time.perf_counter() - began
+  yield Point(
+    {},
+    lambda query_BE: index.search(query_BE, flags.k)[1],
+    seconds,
+    rows_NE.nbytes,
+  )
+
+
+def faiss_ivfpq(
+  rows_NE: np.ndarray, flags: argparse.Namespace
+) -> Iterator[Point]:
+  """Lists of 4-bit product codes, two dimensions a code, and rescoring."""
+  import faiss
+
+  faiss.omp_set_num_threads(flags.threads)
+  n, dim = rows_NE.shape
+  for lists in _lists(n, flags):
+    began = time.perf_counter()
+    codes = faiss.index_factory(
+      dim, f'IVF{lists},PQ{dim // 2}x4fs', faiss.METRIC_INNER_PRODUCT
+    )
+    # Not FAISS's default for inner products; it finds more of clustered rows.
+    codes.by_residual = True
+    codes.train(rows_NE[:: max(n // 250_000, 1)])
+    index = faiss.IndexRefineFlat(codes)
+    index.add(rows_NE)
+    seconds = time.perf_counter() - began
+    size = rows_NE.nbytes + n * (dim // 4 + 8) + lists * dim * 4
+    for probe in _LEAVES:
+      for factor in (2, 4, 8, 16):
+        codes.nprobe = probe
+        options = {'nlist': lists, 'nprobe': probe, 'k_factor': factor}
+
+        def search(
+          query_BE: np.ndarray, index: Any = index, factor: int = factor
+        ) -> np.ndarray:
+          index.k_factor = factor
+          return index.search(query_BE, flags.k)[1]
+
+        yield Point(options, search, seconds, size)
+
+
+KINDS = {
+  'exact': exact,
+  'scann': scann_devices,
+  'scann_host': scann_hosts,
+  'scann_library': scann_library,
+  'faiss_flat': faiss_flat,
+  'faiss_ivfpq': faiss_ivfpq,
+}
+
+
+def _lists(n: int, flags: argparse.Namespace) -> tuple[int, ...]:
+  """Leaves, or lists: about sqrt(n), and twice that."""
+  if flags.leaves:
+    return tuple(map(int, flags.leaves.split(',')))
+  near = 2 ** round(np.log2(np.sqrt(n)))
+  return near, 2 * near
+
+
+def _files_size(folder: str) -> int:
+  return sum(file.stat().st_size for file in Path(folder).iterdir())
+
+
+def _config(flags: argparse.Namespace) -> Config:
+  return config_lib.from_dict({'index': {'num_shards': flags.num_shards}})
+
+
+def _mesh() -> jax.sharding.Mesh:
+  return mesh_lib.make_mesh(MeshConfig(), jax.devices()[:1])
+
+
+def _put(rows_NE: np.ndarray, dtype: str, total: int | None) -> Index:
+  n, mesh = len(rows_NE), _mesh()
+
+  def put(read: Any, shape: tuple[int, ...], dtype: Any) -> jax.Array:
+    return mesh_lib.put_rows(read, n, shape, dtype, mesh, total)
+
+  return Index(
+    put(
+      lambda start, stop: rows_NE[start:stop],
+      (rows_NE.shape[1],),
+      jnp.dtype(dtype),
+    ),
+    put(lambda start, stop: np.ones(stop - start, bool), (), np.bool_),
+    put(lambda start, stop: np.zeros((stop - start, 1)), (1,), np.uint16),
+  )
+
+
+def _device_search(index: Index, k: int) -> Callable[[np.ndarray], np.ndarray]:
+  search = jax.jit(search_index, static_argnums=2)
+
+  def run(query_BE: np.ndarray) -> np.ndarray:
+    with jax.set_mesh(_mesh()):
+      return np.asarray(search(index, query_BE, k)[1])
+
+  return run
