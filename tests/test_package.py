@@ -16,7 +16,10 @@ import realm_jax
 
 ROOT = pathlib.Path(__file__).parents[1]
 FLOORS = (
-  ('index_config', 'refresh_config',),
+  (
+    'index_config',
+    'refresh_config',
+  ),
   ('config', 'experiment'),
   ('text', 'parallel'),
   ('corpus', 'workdir', 'scores'),

@@ -39,7 +39,7 @@ def best_groups(
   Args:
     rows_nE: float32 or bfloat16.
     valid_n: rows that may be returned.
-    query_BE: float32 or bfloat16; `fits(E)`.
+    query_BE: float32 or bfloat16; `fits(n, E)`.
     k: groups to find.
     group: rows to a group, a power of two, at most GROUP.
     interpret: on a CPU.
@@ -71,9 +71,11 @@ def best_groups(
   return jnp.where(max_BK == -jnp.inf, -1, group_BK)
 
 
-def fits(depth: int) -> bool:
-  """Whether the kernel multiplies rows of so many dimensions."""
-  return _step(depth) >= _LEAST
+def fits(n: int, depth: int) -> bool:
+  """Whether the kernel takes n rows of so many dimensions."""
+  # Places in less than 2**32 numbers are 32 bits wide in Pallas's lowering,
+  # and signed to Triton: what a GPU would read between was not seen.
+  return _step(depth) >= _LEAST and not 2**31 <= n * depth <= 2**32
 
 
 def bfloat16_parts(query_BE: jax.Array) -> list[jax.Array]:

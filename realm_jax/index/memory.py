@@ -34,8 +34,7 @@ def device_bytes(
   if options.kind == 'scann':
     own = -(-options.num_shards // devices)
     size = shards.size(num_rows, options.num_shards)
-    leaves = options.num_leaves or -(-size // scann_build.TILE)
-    tiles = scann_build.num_tiles(size, leaves)
+    tiles = scann_build.num_tiles(size, scann_build.leaves_of(config, size))
     # Codes and row numbers, and a center of each tile.
     version += own * tiles * (scann_build.TILE * (dim + 4) + dim * 4)
   token_bytes = 2 if config.model.vocab_size <= 2**16 else 4

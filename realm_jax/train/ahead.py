@@ -150,7 +150,7 @@ def _index(
       (block_length,),
       jnp.uint16,
       mesh_lib.padded_rows(num_rows, mesh),
-      config.index.token_table == 'host',
+      on_host=config.index.token_table == 'host',
     ),
     block=config.index.search_block,
     tree=tree,

@@ -136,6 +136,12 @@ def test_kernel_lowers_for_a_gpu(n, dim, k, rows_dtype, query_dtype):
   assert f'x{n}xf32' not in exported.mlir_module()
 
 
+def test_where_the_kernel_does_not_fit():
+  assert exact_gpu.fits(13_353_718, 128) and exact_gpu.fits(13_353_718, 768)
+  assert not exact_gpu.fits(1000, 130)
+  assert not exact_gpu.fits(2**24, 128)  # 2**31 numbers
+
+
 @pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
 def test_memory_beside_the_index(dtype):
   mesh = mesh_lib.make_mesh(MeshConfig(1, 1), jax.devices()[:1])
