@@ -66,6 +66,7 @@ class IndexFeed:
         f'config.train_document_embedder: init_from {config.init_from} was '
         'imported without a document embedder'
       )
+    shards.padded_rows(config, corpus.num_blocks, mesh)  # before it is built
     self._frozen = frozen
     self._refreshes = not frozen and config.refresh.where != 'none'
     self._workdir = workdir
