@@ -103,6 +103,21 @@ def test_each_way_to_the_best_groups(kind, n, k, group):
   np.testing.assert_array_equal(row, want_row)
 
 
+def test_bfloat16_queries_are_taken_as_they_are():
+  rng = np.random.default_rng(0)
+  rows = rng.normal(size=(97, 16)).astype(np.float32)
+  query = jnp.asarray(rng.normal(size=(5, 16)), jnp.bfloat16)
+  mesh = mesh_lib.make_mesh(MeshConfig(2, 1), jax.devices()[:2])
+  index = _index(rows, np.ones(97, bool), np.zeros((97, 2)), mesh, 16)
+  with jax.set_mesh(mesh):
+    found = jax.jit(search, static_argnums=2)(index, query, 4)
+    want = jax.jit(search, static_argnums=2)(
+      index, query.astype(jnp.float32), 4
+    )
+  np.testing.assert_array_equal(found[1], want[1])
+  np.testing.assert_array_equal(found[0], want[0])
+
+
 def test_parts_of_a_query_add_up_to_it():
   rng = np.random.default_rng(0)
   query = rng.normal(size=(9, 64)).astype(np.float32)
