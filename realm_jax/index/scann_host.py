@@ -77,13 +77,11 @@ def build(
   Returns:
     The searcher; None: there are no rows.
   """
-  from scann.scann_ops.py import scann_ops_pybind  # Linux only
-
   if not len(rows_nE):
     return None
   options = config.index
   rows_nE = np.ascontiguousarray(rows_nE, np.float32)
-  builder = scann_ops_pybind.builder(rows_nE, 8, 'dot_product')
+  builder = library().builder(rows_nE, 8, 'dot_product')
   builder.set_n_training_threads(threads)
   if len(rows_nE) < _CODED_ROWS:
     return Searcher(builder.score_brute_force().build(), row_n)
@@ -106,6 +104,21 @@ def build(
     training_sample_size=_TRAINING_ROWS,
   )
   return Searcher(coded.reorder(100).build(), row_n)
+
+
+def library() -> Any:
+  """The `scann` package, which there is for Linux alone.
+
+  Raises:
+    ValueError: it is not installed.
+  """
+  try:
+    from scann.scann_ops.py import scann_ops_pybind
+  except ImportError as error:
+    raise ValueError(
+      f'index.kind: scann_host needs the package scann: {error}'
+    ) from error
+  return scann_ops_pybind
 
 
 def num_leaves(config: Config, rows: int) -> int:
@@ -152,18 +165,16 @@ def load(
 def _load(
   index: epath.PathLike, manifest: versions.Manifest, shard: int
 ) -> Searcher:
-  from scann.scann_ops.py import scann_ops_pybind  # Linux only
-
   name = f'scann/{shard}'
   with tempfile.TemporaryDirectory() as folder:
     part_files.read_directory(index, manifest, name, folder)
     try:
-      library = scann_ops_pybind.load_searcher(folder, False)
+      found = library().load_searcher(folder, False)
     except (RuntimeError, ValueError) as error:
       path = versions.directory(index, manifest.version) / name
       raise ValueError(f'{path}: scann cannot load it: {error}') from error
     row_n = np.load(os.path.join(folder, _ROW_FILE))
-  return Searcher(library, row_n)
+  return Searcher(found, row_n)
 
 
 def _search(
