@@ -93,6 +93,9 @@ def build(
     leaves,
     training_sample_size=_TRAINING_ROWS,
     min_partition_size=1,
+    # Centers of one length: the center between two clusters is not too short
+    # to be visited. Rows are of about one length too (a layer norm).
+    spherical=True,
     soar_lambda=options.soar_lambda or None,
     overretrieve_factor=2.0 if options.soar_lambda else None,
   )
