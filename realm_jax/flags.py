@@ -5,13 +5,16 @@ import dataclasses
 import functools
 import inspect
 import re
+import typing
 from collections.abc import Iterator
 from typing import Any, NoReturn
 
 from realm_jax import config as config_lib
 
 # A key in config.py, and the comment on its line.
-_FIELD = re.compile(r'  (\w+): .*?(  # .*)?')
+_FIELD = re.compile(
+  r'^(  # .*)$|^  (\w+): [^=]*= [^#\n]*?(  # .*)?$', re.MULTILINE
+)
 
 
 def take_overrides(argv: list[str]) -> tuple[list[str], dict[str, str]]:
@@ -142,17 +145,18 @@ def _config_keys() -> str:
 
   def lines(section: Any, prefix: str) -> Iterator[str]:
     source = inspect.getsource(type(section)).partition('\n  def ')[0]
-    for line in source.splitlines():
-      field = _FIELD.fullmatch(line)
-      if line.startswith('  # '):
-        yield line
-      elif field:
-        name, comment = field.groups(default='')
-        value = getattr(section, name)
-        if dataclasses.is_dataclass(value):
-          yield f'\n  {inspect.getdoc(value)}'
-          yield from lines(value, f'{prefix}{name}.')
-        else:
-          yield f'  --config.{prefix}{name}={value}{comment}'
+    hints = typing.get_type_hints(type(section))
+    for heading, name, comment in _FIELD.findall(source):
+      if heading:
+        yield heading
+        continue
+      value = getattr(section, name)
+      if dataclasses.is_dataclass(value):
+        yield f'\n  {inspect.getdoc(value)}'
+        yield from lines(value, f'{prefix}{name}.')
+        continue
+      choices = typing.get_args(hints[name])
+      choices = f'  {{{",".join(choices)}}}' if choices else ''
+      yield f'  --config.{prefix}{name}={value}{choices}{comment}'
 
   return '\n'.join(lines(config_lib.Config(), ''))

@@ -20,7 +20,7 @@ from typing import Literal
 
 @dataclasses.dataclass(frozen=True)
 class IndexConfig:
-  """What is searched, how, and how well; see the top of this file."""
+  """What is searched, how, and how well (index_config.py)."""
 
   kind: Literal['exact', 'scann', 'scann_host'] = 'exact'
   rows_dtype: Literal['float32', 'bfloat16'] = 'bfloat16'

@@ -31,7 +31,7 @@ _IN_PROCESS_ONLY = ('simulate_delay',)
 
 @dataclasses.dataclass(frozen=True)
 class RefreshConfig:
-  """How the index follows the model; see the top of this file."""
+  """How the index follows the model (refresh_config.py)."""
 
   where: Literal['separate', 'in_process', 'rolling', 'none'] = 'separate'
   policy: Literal[

@@ -107,6 +107,7 @@ def test_help_lists_the_config_keys(capsys):
   assert '--config.optimizer.learning_rate=3e-05\n' in text
   # As config.py has them: what follows on the line, and what stands above it.
   assert '--config.batch_size=32  # global\n' in text
+  assert '--config.pooling=cls  {cls,mean}\n' in text
   assert '\n  # The run.\n  --config.seed=0\n' in text
   keys = [
     line.partition('=')[0].removeprefix('  --config.')

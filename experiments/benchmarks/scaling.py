@@ -7,14 +7,34 @@ r"""Does a larger slice cost a device more? By compiling, without any TPU.
 Compiles the paper's pre-training step (BERT-base, bfloat16, remat) ahead of
 time for slices of TPU v4 and v5e at constant work a device: 4 examples, 104,326
 rows of the index. Writes `scaling.json` and `scaling.png`: bytes a device holds
-and bytes it sends in a step, by slice. Some minutes a slice; what is in
-scaling.json already is not compiled again.
+and bytes it sends in a step, by slice. Two CPU cores take 3 to 4 minutes a
+slice; what is in scaling.json already is not compiled again.
 
-Grow must: what belongs to the queries of all devices, as each of them searches
-its own rows for every query: the queries (B x E), a block of scores
-(B x search_block), k results each, and the token ids of the candidates before
-each device has its own (B x K x L). Shrink must: parameters and moments, split
-over all devices.
+So far (jaxlib 0.10.2, libtpu 0.0.42; the other slices have not been compiled),
+GB a device:
+
+  slice     devices  holds  of it state and gradients  sends
+  v4:2x2x1  8        2.13   0.44                       2.07
+  v4:2x2x4  32       1.77   0.11                       2.01
+  v4:4x4x4  128      1.64   0.11                       2.38
+
+Without state and gradients a device holds 1.69, 1.65 and 1.53: flat within 10%.
+What it sends is flat to 32 devices, then 18% more; theory says what varies (n
+devices, s = min(n, 32) of them share a state of P parameters, B = 4n examples):
+
+- Smaller: state and gradients, 16 P / s bytes.
+- Gathers and sums of parameters: (s - 1) / s of their size, flat.
+- From 64 devices on, once: gradients are summed between the n / s groups. Of
+  all but the word table that is 1 / s of them; XLA sums the word table's whole,
+  2 V D 4 (n - 1) / n bytes for each use, 0.19 GB.
+- Larger: what belongs to the queries of all devices, as each searches its own
+  rows for every query: the queries (B E), a block of scores (B search_block), k
+  results each, and the token ids of the candidates before each device has its
+  own (B K L): 8 MB of 2.4 GB at 128 devices.
+
+Split over all 128 devices instead of 32, v4:4x4x4 sends 3.73 and holds 2.04; at
+512 BERT-base's state, which 512 does not divide, is whole on every device:
+v4:4x8x8 holds 3.77 (parallel/mesh.py).
 """
 
 import argparse
@@ -52,21 +72,29 @@ def draw(found: dict[str, dict], path: pathlib.Path) -> None:
 
   figure, axes = pyplot.subplots(1, 2, figsize=(10, 4))
   shown = {
-    'hbm_bytes_per_device': 'bytes a device holds',
-    'collective_bytes_per_step': 'bytes a device sends in a step',
+    'bytes a device holds': lambda line: line['hbm_bytes_per_device'],
+    'bytes a device sends in a step': lambda line: line[
+      'collective_bytes_per_step'
+    ],
   }
-  for axis, (key, title) in zip(axes, shown.items(), strict=True):
+  for axis, (title, size) in zip(axes, shown.items(), strict=True):
     for family in _SLICES:
       lines = [x for name, x in found.items() if name.startswith(family)]
+      if not lines:
+        continue
       lines.sort(key=lambda line: line['devices'])
       axis.plot(
         [line['devices'] for line in lines],
-        [line[key] / 1e9 for line in lines],
+        [size(line) / 1e9 for line in lines],
         'o-',
         label=family,
       )
-    axis.set(xscale='log', xlabel='devices', ylabel='GB', title=title)
-    axis.set_ylim(bottom=0)
+    highest = max(map(size, found.values()))
+    axis.set_xscale('log', base=2)
+    ticks = sorted({line['devices'] for line in found.values()})
+    axis.set_xticks(ticks, [str(tick) for tick in ticks])
+    axis.set(xlabel='devices', ylabel='GB', title=title)
+    axis.set_ylim(0, 1.1 * highest / 1e9)
     axis.legend()
   figure.tight_layout()
   figure.savefig(path, dpi=120)

@@ -2,7 +2,8 @@
 
 Two axes, `data` and `model`. A batch is split over `data`. Index rows and the
 token table are split over both. Large parameters and their optimizer state
-are split over `data` (FSDP) and, where `model` is larger than 1, over `model`.
+are split over `data` (FSDP, on many devices in groups that hold the same) and,
+where `model` is larger than 1, over `model`.
 Axes are automatic (XLA inserts the collectives); what must be laid out by hand
 (search, gather) is a `jax.shard_map` over this mesh.
 """
@@ -22,6 +23,11 @@ BATCH = P('data')
 # A smaller parameter is kept whole on every device: splitting it would cost
 # more in latency than it saves in memory.
 _MIN_SPLIT_SIZE = 2**16
+# Parameters are split over so many devices at most; groups of them hold the
+# same. By then a state is small (BERT-base: 83 MB a device); more shards
+# would not divide its sizes, and over 64 devices XLA gathers on TPUs by
+# summing with zeros, which sends twice as much (libtpu 0.0.42).
+_MOST_SHARDS = 32
 
 
 def make_mesh(
@@ -249,6 +255,11 @@ def put_rows(
   )
 
 
+def parameter_shards(data: int) -> int:
+  """Over how many devices of `data` parameters are split."""
+  return max(n for n in range(1, _MOST_SHARDS + 1) if data % n == 0)
+
+
 def parameter_spec(
   shape: tuple[int, ...],
   mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh,
@@ -258,14 +269,25 @@ def parameter_spec(
   The last axes of a kernel are its matrix; stacked layers have one more in
   front, which the scan over layers walks along and which is never split.
   `model` takes the last axis it divides, `data` the largest that remains.
+
+  Args:
+    shape: of the parameter.
+    mesh: of the run.
+
+  Returns:
+    Axes of the mesh that tree_shardings splits parameters over, whose `data`
+    has `parameter_shards`.
   """
   if math.prod(shape) < _MIN_SPLIT_SIZE or len(shape) < 2:
     return P()
   axes: list[str | None] = [None] * len(shape)
   first = 1 if len(shape) > 2 else 0
   candidates = list(range(first, len(shape)))
-  for name in ('model', 'data'):
-    size = mesh.shape[name]
+  sizes = {
+    'model': mesh.shape['model'],
+    'data': parameter_shards(mesh.shape['data']),
+  }
+  for name, size in sizes.items():
     if size == 1:
       continue
     fitting = [
@@ -282,8 +304,17 @@ def parameter_spec(
 
 def tree_shardings(tree: Any, mesh: jax.sharding.Mesh) -> Any:
   """Shardings of a state: parameters and moments split, scalars whole."""
+  data, model = mesh.shape['data'], mesh.shape['model']
+  shards = parameter_shards(data)
+  groups = mesh
+  if shards < data:  # the same devices in the same order
+    groups = jax.sharding.Mesh(
+      mesh.devices.reshape(data // shards, shards, model),
+      ('copy', 'data', 'model'),
+      axis_types=(AxisType.Auto,) * 3,
+    )
   return jax.tree.map(
-    lambda leaf: NamedSharding(mesh, parameter_spec(leaf.shape, mesh)), tree
+    lambda leaf: NamedSharding(groups, parameter_spec(leaf.shape, mesh)), tree
   )
 
 

@@ -118,7 +118,9 @@ def _sent(line: str, match: re.Match[str]) -> int:
 
 def _group_size(line: str) -> int:
   """Devices that take part, of any form that XLA writes them in."""
-  mesh = re.search(r'replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}', line)
+  mesh = re.search(
+    r'replica_groups=mesh\[([^\]]*)\](?:, device_ids=\S+)? \{([^}]*)\}', line
+  )
   if mesh:
     sizes = dict(re.findall(r"'(\w+)'=(\d+)", mesh[1]))
     return math.prod(

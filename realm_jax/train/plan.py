@@ -26,10 +26,12 @@ from realm_jax.train.hardware import Topology
 # Blocks embedded in a second beside the refresher's own search and writing:
 # measured 0.9 of the bare embedder (experiments/benchmarks/refresh.py).
 _REFRESH_SHARE = 0.9
-# XLA holds what is kept of many layers in part twice, in another order of axes:
-# found by compiling for v4:2x2x2 without remat (8.8 GB for 6.3).
-_COPIES = 1.35
-_TILE_ROWS = 8  # of an array on a TPU
+# The compiler's memory over what autodiff keeps of layers that are not
+# recomputed: fitted to one compilation, v4:2x2x2 without remat. The arrays that
+# the program keeps there are those counted here, tiles pad them by 3%; what the
+# rest holds is not known.
+_NOT_RECOMPUTED = 1.35
+_LANES = 128  # of a TPU: rows of an array are padded to a multiple
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,8 +81,12 @@ def plan(
     'parameters': _tree_bytes(state.params, mesh),
     'optimizer': _tree_bytes(state.opt_state, mesh),
     **_index_bytes(config, corpus, topology.devices),
-    'activations': _activation_bytes(config, corpus, mesh),
   }
+  parts['activations'] = parts['parameters'] + _activation_bytes(
+    config, corpus, mesh
+  )  # a gradient is as large as its parameter
+  if topology.is_tpu:
+    parts['activations'] += _token_copy_bytes(corpus, topology.devices)
   collectives = _collective_bytes(config, corpus, state.params, mesh)
   if compile:
     compiled = ahead.compile_pretrain(
@@ -144,10 +150,12 @@ def _abstract_mesh(
 
 def _tree_bytes(tree: Any, mesh: jax.sharding.AbstractMesh) -> int:
   """Of a device's part of parameters or moments."""
+  shards = mesh_lib.parameter_shards(mesh.shape['data'])
+  sizes = {'data': shards, 'model': mesh.shape['model']}
 
   def share(leaf: jax.ShapeDtypeStruct) -> int:
     axes = mesh_lib.parameter_spec(leaf.shape, mesh)
-    split = math.prod(mesh.shape[axis] for axis in axes if axis is not None)
+    split = math.prod(sizes[axis] for axis in axes if axis is not None)
     return leaf.size * leaf.dtype.itemsize // split
 
   return sum(map(share, jax.tree.leaves(tree)))
@@ -176,34 +184,42 @@ def _index_bytes(
 def _activation_bytes(
   config: Config, corpus: Corpus, mesh: jax.sharding.AbstractMesh
 ) -> int:
-  """What a step holds beside its arguments, at its fullest moment.
+  """What a step holds beside arguments and gradients, at its fullest moment.
 
-  That is when the backward pass of a tower begins: what autodiff keeps of all
-  towers (JAX says what, from the code that runs), the layer that is recomputed,
-  and the word embeddings whole.
+  That is when the backward pass of the joint texts begins: what autodiff keeps
+  of all towers (JAX says what, from the code that runs), and of the layer whose
+  gradient is taken attention's: scores' gradient, probabilities, and what goes
+  in and out; XLA fuses the rest of a layer that is recomputed. And the word
+  embeddings whole, and their gradient.
   """
+  model = config.model
   batch = config.batch_size // config.micro_batches // mesh.shape['data']
 
-  def kept(**changes: Any) -> list[int]:
-    model = dataclasses.replace(config.model, **changes)
-    cut = dataclasses.replace(config, model=model)
-    return [
+  def kept(remat: str) -> int:
+    cut = dataclasses.replace(
+      config, model=dataclasses.replace(model, remat=remat)
+    )
+    return sum(
       _kept_bytes(run, params)
       for run, params in _towers(cut, batch, corpus.block_length)
-    ]
-
-  recomputed = sum(kept(remat='full'))
-  layer = [
-    two - one
-    for one, two in zip(
-      kept(remat='none', num_layers=1),
-      kept(remat='none', num_layers=2),
-      strict=True,
     )
-  ]
-  more = sum(kept()) - recomputed
-  words = config.model.vocab_size * config.model.hidden_size * 4
-  return round(recomputed + _COPIES * more + max(layer) + words)
+
+  recomputed = kept('full')
+  more = kept(model.remat) - recomputed
+  wide = jnp.dtype(model.compute_dtype).itemsize
+  texts = batch * config.num_candidates
+  length = config.query_length + corpus.block_length - 2
+  attention = 5 * texts * length * model.hidden_size * wide
+  if model.attention != 'cudnn':
+    attention += texts * model.num_heads * length**2 * (4 + wide)
+  words = 2 * model.vocab_size * model.hidden_size * 4
+  return round(recomputed + _NOT_RECOMPUTED * more + attention + words)
+
+
+def _token_copy_bytes(corpus: Corpus, devices: int) -> int:
+  """XLA keeps the token table by columns on a TPU, and gathers from a copy."""
+  rows = -(-corpus.blocks // devices)
+  return rows * math.ceil(corpus.block_length / _LANES) * _LANES * 2
 
 
 def _towers(
@@ -266,9 +282,10 @@ def _collective_bytes(
 ) -> dict[str, int]:
   """What a device sends in a step, by kind; see collectives.bytes_sent.
 
-  Parameters, split over `data`, are gathered for the forward and again for the
-  backward pass of each tower, and their gradients summed, all in the compute
-  dtype. Wordpieces look their embeddings up where the columns of the table are.
+  Parameters are gathered for the forward and again for the backward pass of
+  each tower, and their gradients summed to where they are kept, then between
+  the groups of devices that hold the same, all in the compute dtype.
+  Wordpieces look their embeddings up where the columns of the table are.
   Queries go to all devices, their results come back, and then token ids do.
   """
   model, data = config.model, mesh.shape['data']
@@ -279,7 +296,7 @@ def _collective_bytes(
     for part in ('document_embedder', 'encoder')
   )
   # Queries and documents; the joint texts.
-  passes = (2 * embedder + encoder) * wide * config.micro_batches * share
+  passes = (2 * embedder + encoder) * wide * config.micro_batches
   batch, retrieved = config.batch_size, config.num_candidates - 1
   wordpieces = (
     batch * config.query_length
@@ -291,13 +308,14 @@ def _collective_bytes(
   found = retrieved + config.index.max_excluded
   tokens = batch * retrieved * corpus.block_length * 4
   queries = batch * model.retrieval_size * 4
-  gathered, summed = 2 * passes + queries * share, 2 * passes + tokens * share
-  if model.hidden_size // data < _TILE_ROWS:
-    # XLA gathers shards of less than a tile by summing them with zeros.
-    gathered, summed = queries * share, summed + 4 * passes
+  shards = mesh_lib.parameter_shards(data)
+  split, copies = (shards - 1) / shards, data // shards
+  gathered = 2 * passes * split + queries * share
+  between = 2 * passes / shards * (copies - 1) / copies
   looked_up = 2 * wordpieces // data * model.hidden_size * 4
   return {
     'all-gather': round(gathered),
-    'all-reduce': round(summed),
+    'all-reduce': round(tokens * share + between),
+    'reduce-scatter': round(passes * split),
     'all-to-all': round((looked_up + batch * found * 8) * share),
   }

@@ -165,15 +165,23 @@ _STEPS = {
 
 
 @pytest.mark.parametrize('name', _STEPS)
-@pytest.mark.parametrize('shape', [(8, 1), (2, 4)])
-def test_sharded_equals_single(name, shape, monkeypatch):
+@pytest.mark.parametrize(
+  'shape, shards',
+  [((8, 1), 8), ((2, 4), 8), ((8, 1), 4)],  # the last: two groups
+)
+def test_sharded_equals_single(name, shape, shards, monkeypatch):
   # Small parameters are split too, so that the test sees FSDP.
   monkeypatch.setattr(mesh_lib, '_MIN_SPLIT_SIZE', 64)
+  monkeypatch.setattr(mesh_lib, '_MOST_SHARDS', shards)
   step, trained, make = _STEPS[name]
   step = functools.partial(step, config=CONFIG)
   params = _params(CONFIG, trained if name == 'finetune' else ('encoder',))
   _, one = _run(step, jax.tree.map(jnp.copy, params), trained, make(), (1, 1))
-  _, many = _run(step, params, trained, make(), shape)
+  state, many = _run(step, params, trained, make(), shape)
+  layers = state.params['document_embedder']['bert']['layers']
+  kernel = layers['mlp_in']['kernel']
+  split = min(shape[0], shards) * shape[1]
+  assert kernel.addressable_shards[0].data.size == kernel.size // split
   assert one[-1]['loss'] < one[0]['loss']
   for a, b in zip(one, many, strict=True):
     assert a.keys() == b.keys()
