@@ -181,7 +181,7 @@ def scann_library(
             final_num_neighbors=flags.k,
             pre_reorder_num_neighbors=options['pre_reorder_num_neighbors'],
             leaves_to_search=options['leaves_to_search'],
-            batch_size=-(-len(query_BE) // flags.threads),
+            batch_size=scann_host.QUERIES,
           )
           return found.astype(np.int64)
 
