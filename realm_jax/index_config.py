@@ -24,7 +24,8 @@ class IndexConfig:
 
   kind: Literal['exact', 'scann', 'scann_host'] = 'exact'
   rows_dtype: Literal['float32', 'bfloat16'] = 'bfloat16'
-  token_table: Literal['device'] = 'device'
+  # Token ids of all blocks: in the memory of the devices, or of their hosts.
+  token_table: Literal['device', 'host'] = 'device'
   keep: int = 3  # versions kept on disk
   min_recall: float = 0.0  # a build below this recall@k is refused
   search_block: int = 4096  # rows scored at a time on a device

@@ -147,6 +147,43 @@ def plot(found: dict[str, list[dict[str, Any]]], title: str, path: str) -> None:
   pyplot.close(figure)
 
 
+def read(flags: argparse.Namespace) -> tuple[np.ndarray, np.ndarray]:
+  """Rows and queries, float32.
+
+  Raises:
+    ValueError: they are not what can be searched.
+  """
+  if flags.synthetic is not None:
+    rows_NE, query_BE = synthetic(
+      flags.synthetic, flags.dim, flags.batch, flags.seed
+    )
+  else:
+    rows_NE = _load('--embeddings', flags.embeddings)
+    rng = np.random.default_rng(flags.seed)
+    query_BE = rows_NE[rng.integers(0, len(rows_NE), flags.batch)]
+    noise_BE = rng.standard_normal(query_BE.shape, np.float32)
+    query_BE = query_BE + 0.05 * np.abs(query_BE).mean() * noise_BE
+  if flags.queries:
+    query_BE = _load('--queries', flags.queries)
+  if rows_NE.shape[1] != query_BE.shape[1]:
+    raise ValueError(
+      f'--queries: {query_BE.shape[1]} dimensions, --embeddings have '
+      f'{rows_NE.shape[1]}'
+    )
+  if not 1 <= flags.k <= len(rows_NE):
+    raise ValueError(f'--k {flags.k}: must be from 1 to {len(rows_NE)} rows')
+  return rows_NE, query_BE
+
+
+def _load(name: str, path: str) -> np.ndarray:
+  found = np.load(path).astype(np.float32)
+  if found.ndim != 2 or 0 in found.shape:
+    raise ValueError(f'{name} {path}: has shape {found.shape}, must be [n, E]')
+  if not (finite_n := np.isfinite(found).all(1)).all():
+    raise ValueError(f'{name} {path}: row {np.argmin(finite_n)} is not finite')
+  return found
+
+
 def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   data = parser.add_mutually_exclusive_group(required=True)
@@ -167,20 +204,7 @@ def main() -> None:
   flags = parser.parse_args()
   # JAX has no number of threads to set: as many as it may run on.
   os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: flags.threads])
-  if flags.synthetic:
-    rows_NE, query_BE = synthetic(
-      flags.synthetic, flags.dim, flags.batch, flags.seed
-    )
-  else:
-    rows_NE = np.load(flags.embeddings).astype(np.float32)
-    rng = np.random.default_rng(flags.seed)
-    query_BE = rows_NE[rng.integers(0, len(rows_NE), flags.batch)]
-    scale = 0.05 * np.abs(query_BE).mean()
-    query_BE = query_BE + scale * rng.standard_normal(
-      query_BE.shape, np.float32
-    )
-  if flags.queries:
-    query_BE = np.load(flags.queries).astype(np.float32)
+  rows_NE, query_BE = read(flags)
   least_B = brute_force(rows_NE, query_BE, flags.k)
   found = {}
   for kind in flags.kinds.split(','):

@@ -24,8 +24,10 @@ from realm_jax.index.search import Index
 from realm_jax.index.search import search as search_index
 from realm_jax.parallel import mesh as mesh_lib
 
-_LEAVES = (2, 4, 8, 16, 32, 64, 128)
-_REORDER = (16, 32, 64, 128)
+_LEAVES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 64)
+_REORDER = (16, 32, 48, 64, 96, 128)
+_COMPILED_LEAVES = (1, 2, 4, 8, 16, 32)  # each is a program of its own
+_COMPILED_REORDER = (16, 64)
 
 
 class Point(NamedTuple):
@@ -84,8 +86,8 @@ def scann_devices(
   index = _put(rows_NE, 'float32', num_shards * size)
   seconds = time.perf_counter() - began
   bytes_ = index.rows_NE.nbytes + sum(x.nbytes for x in arrays.values())
-  for searched in _LEAVES:
-    for reorder in _REORDER:
+  for searched in _COMPILED_LEAVES:
+    for reorder in _COMPILED_REORDER:
       if searched > leaves:
         continue
       tree = scann.Tree(**arrays, leaves=searched, reorder=reorder)
@@ -148,7 +150,13 @@ def scann_library(
     builder = scann_ops_pybind.builder(rows_NE, flags.k, 'dot_product')
     builder.set_n_training_threads(flags.threads)
     searcher = (
-      builder.tree(leaves, leaves, training_sample_size=250_000)
+      builder.tree(
+        leaves,
+        leaves,
+        training_sample_size=250_000,
+        min_partition_size=1,
+        spherical=True,
+      )
       .score_ah(2, anisotropic_quantization_threshold=0.2 * norm)
       .reorder(100)
       .build()
@@ -173,7 +181,7 @@ def scann_library(
             final_num_neighbors=flags.k,
             pre_reorder_num_neighbors=options['pre_reorder_num_neighbors'],
             leaves_to_search=options['leaves_to_search'],
-            batch_size=-(-len(query_BE) // flags.threads),
+            batch_size=scann_host.QUERIES,
           )
           return found.astype(np.int64)
 
@@ -219,7 +227,7 @@ def faiss_ivfpq(
     seconds = time.perf_counter() - began
     size = rows_NE.nbytes + n * (dim // 4 + 8) + lists * dim * 4
     for probe in _LEAVES:
-      for factor in (2, 4, 8, 16):
+      for factor in (2, 4, 6, 8, 12, 16):
         codes.nprobe = probe
         options = {'nlist': lists, 'nprobe': probe, 'k_factor': factor}
 

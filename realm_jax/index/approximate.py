@@ -123,6 +123,11 @@ def difference(manifest: versions.Manifest, config: Config) -> str | None:
 
   Where rows alone are wanted, a version of any kind has them.
   """
+  if manifest.dim != config.model.retrieval_size:
+    return (
+      f'rows have {manifest.dim} dimensions, model.retrieval_size is '
+      f'{config.model.retrieval_size}'
+    )
   want: dict[str, Any] = {'rows_dtype': config.index.rows_dtype}
   have: dict[str, Any] = {'rows_dtype': manifest.dtype}
   if config.index.kind != 'exact':

@@ -67,7 +67,7 @@ def top_k(
 
   default = two_stages(blocks(float32_product), _GROUP)
   cuda = default
-  if exact_gpu.fits(rows_nE.shape[1]):
+  if exact_gpu.fits(*rows_nE.shape):
     cuda = two_stages(exact_gpu.best_groups, exact_gpu.GROUP)
   tpu = two_stages(blocks(bfloat16_products), _GROUP)
   # Decided in lowering: a host of CPUs may compile for TPUs.

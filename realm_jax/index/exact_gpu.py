@@ -39,7 +39,7 @@ def best_groups(
   Args:
     rows_nE: float32 or bfloat16.
     valid_n: rows that may be returned.
-    query_BE: float32 or bfloat16; `fits(E)`.
+    query_BE: float32 or bfloat16; `fits(n, E)`.
     k: groups to find.
     group: rows to a group, a power of two, at most GROUP.
     interpret: on a CPU.
@@ -50,15 +50,13 @@ def best_groups(
   num_queries = query_BE.shape[0]
   max_GB = _group_maxima(rows_nE, valid_n, query_BE, group, interpret)
   max_GB = max_GB[:, :num_queries]
-  if max_GB.shape[0] <= k * _TOGETHER:
+  groups = max_GB.shape[0]
+  more = max(k - groups, -groups % _TOGETHER)
+  max_GB = jnp.pad(max_GB, ((0, more), (0, 0)), constant_values=-jnp.inf)
+  if groups <= k * _TOGETHER:
     max_BK, group_BK = jax.lax.top_k(max_GB.T, k)
     return jnp.where(max_BK == -jnp.inf, -1, group_BK)
   # Again the k best of groups, now of groups, hold the k best of all.
-  max_GB = jnp.pad(
-    max_GB,
-    ((0, -max_GB.shape[0] % _TOGETHER), (0, 0)),
-    constant_values=-jnp.inf,
-  )
   max_gtB = max_GB.reshape(-1, _TOGETHER, num_queries)
   _, best_BK = jax.lax.top_k(max_gtB.max(1).T, k)
   best_BK = jnp.sort(best_BK, 1)
@@ -71,9 +69,11 @@ def best_groups(
   return jnp.where(max_BK == -jnp.inf, -1, group_BK)
 
 
-def fits(depth: int) -> bool:
-  """Whether the kernel multiplies rows of so many dimensions."""
-  return _step(depth) >= _LEAST
+def fits(n: int, depth: int) -> bool:
+  """Whether the kernel takes n rows of so many dimensions."""
+  # Places in less than 2**32 numbers are 32 bits wide in Pallas's lowering,
+  # and signed to Triton: what a GPU would read between was not seen.
+  return _step(depth) >= _LEAST and not 2**31 <= n * depth <= 2**32
 
 
 def bfloat16_parts(query_BE: jax.Array) -> list[jax.Array]:

@@ -9,7 +9,7 @@ import numpy as np
 
 from realm_jax.config import Config
 from realm_jax.corpus.store import Corpus
-from realm_jax.index import approximate, shards
+from realm_jax.index import approximate, memory, shards
 from realm_jax.index.search import Index
 from realm_jax.parallel import mesh as mesh_lib
 from realm_jax.workdir import versions
@@ -23,6 +23,7 @@ def load_index(
   alive: Callable[[int, int], np.ndarray] | None = None,
   manifest: versions.Manifest | None = None,
   parts: approximate.Parts | None = None,
+  copies: int = 1,
 ) -> Index:
   """Puts an index version and the token table on the devices.
 
@@ -35,11 +36,17 @@ def load_index(
       the corpus.
     manifest: of the version, with
     parts: what approximate.read gave for it.
+    copies: versions that the devices must have room for: 2 where others are
+      swapped in.
 
   Returns:
     The Index; of the kind scann_host without rows.
+
+  Raises:
+    ValueError: the devices have no room; says which options would fit.
   """
   length = corpus.block_length
+  memory.check(config, corpus.num_blocks, length, mesh, copies)
   token_dtype = corpus.tokens(slice(0, 1)).dtype
   count = corpus.num_blocks
   total = shards.padded_rows(config, count, mesh)
@@ -53,6 +60,7 @@ def load_index(
       (length,),
       token_dtype,
       mesh,
+      on_host=config.index.token_table == 'host',
     ),
     block=config.index.search_block,
   )

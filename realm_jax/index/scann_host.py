@@ -24,6 +24,7 @@ from realm_jax.workdir import part_files, versions
 _CODED_ROWS = 2048
 _TRAINING_ROWS = 250_000
 _ROW_FILE = 'row.npy'
+QUERIES = 32  # that a thread takes at a time
 
 
 class Searcher(NamedTuple):
@@ -77,13 +78,11 @@ def build(
   Returns:
     The searcher; None: there are no rows.
   """
-  from scann.scann_ops.py import scann_ops_pybind  # Linux only
-
   if not len(rows_nE):
     return None
   options = config.index
   rows_nE = np.ascontiguousarray(rows_nE, np.float32)
-  builder = scann_ops_pybind.builder(rows_nE, 8, 'dot_product')
+  builder = library().builder(rows_nE, 8, 'dot_product')
   builder.set_n_training_threads(threads)
   if len(rows_nE) < _CODED_ROWS:
     return Searcher(builder.score_brute_force().build(), row_n)
@@ -95,6 +94,9 @@ def build(
     leaves,
     training_sample_size=_TRAINING_ROWS,
     min_partition_size=1,
+    # Centers of one length: the center between two clusters is not too short
+    # to be visited. Rows are of about one length too (a layer norm).
+    spherical=True,
     soar_lambda=options.soar_lambda or None,
     overretrieve_factor=2.0 if options.soar_lambda else None,
   )
@@ -106,6 +108,21 @@ def build(
     training_sample_size=_TRAINING_ROWS,
   )
   return Searcher(coded.reorder(100).build(), row_n)
+
+
+def library() -> Any:
+  """The `scann` package, which there is for Linux alone.
+
+  Raises:
+    ValueError: it is not installed.
+  """
+  try:
+    from scann.scann_ops.py import scann_ops_pybind
+  except ImportError as error:
+    raise ValueError(
+      f'index.kind: scann_host needs the package scann: {error}'
+    ) from error
+  return scann_ops_pybind
 
 
 def num_leaves(config: Config, rows: int) -> int:
@@ -152,18 +169,16 @@ def load(
 def _load(
   index: epath.PathLike, manifest: versions.Manifest, shard: int
 ) -> Searcher:
-  from scann.scann_ops.py import scann_ops_pybind  # Linux only
-
   name = f'scann/{shard}'
   with tempfile.TemporaryDirectory() as folder:
     part_files.read_directory(index, manifest, name, folder)
     try:
-      library = scann_ops_pybind.load_searcher(folder, False)
+      found = library().load_searcher(folder, False)
     except (RuntimeError, ValueError) as error:
       path = versions.directory(index, manifest.version) / name
       raise ValueError(f'{path}: scann cannot load it: {error}') from error
     row_n = np.load(os.path.join(folder, _ROW_FILE))
-  return Searcher(library, row_n)
+  return Searcher(found, row_n)
 
 
 def _search(
@@ -175,7 +190,7 @@ def _search(
     final_num_neighbors=k,
     pre_reorder_num_neighbors=max(reorder, k),
     leaves_to_search=leaves,  # the library takes all for more
-    batch_size=-(-len(query_BE) // threads()),
+    batch_size=min(QUERIES, -(-len(query_BE) // threads())),
   )
   missing_BK = np.isnan(score_BK)
   row_BK = searcher.row_n[np.where(missing_BK, 0, place_BK)]

@@ -68,7 +68,14 @@ def embed(
       processes.beat(f'line {len(vectors) * size}')
       batch = mesh_lib.put_whole({'token_BL': token_BL}, mesh)
       found_BE = embed_tokens(params, **batch, config=run.config, sep_id=sep_id)
-      vectors.append(mesh_lib.to_host(found_BE)[: len(part_texts)])
+      found_BE = mesh_lib.to_host(found_BE)[: len(part_texts)]
+      if not (finite_B := np.isfinite(found_BE).all(1)).all():
+        raise ValueError(
+          f'{workdir}: step {step}: the embedding of text '
+          f'{len(vectors) * size + int(np.argmin(finite_B)) + 1} of {input} is '
+          f'not finite: the parameters of {part} are damaged'
+        )
+      vectors.append(found_BE)
   if processes.is_first():
     _write(output, np.concatenate(vectors))
 

@@ -224,6 +224,7 @@ def put_rows(
   dtype: Any,
   mesh: jax.sharding.Mesh,
   total: int | None = None,
+  on_host: bool = False,
 ) -> jax.Array:
   """Builds a row table split over all devices, each reading its own rows.
 
@@ -234,6 +235,7 @@ def put_rows(
     dtype: of the table.
     mesh: the mesh of the run.
     total: rows with padding, a multiple of the devices; default the least.
+    on_host: each device's part stays in the memory of its host.
 
   Returns:
     Array [total, *shape].
@@ -249,7 +251,7 @@ def put_rows(
     return part
 
   return jax.make_array_from_callback(
-    (total, *shape), rows_sharding(mesh), shard
+    (total, *shape), rows_sharding(mesh, on_host), shard
   )
 
 
@@ -321,6 +323,10 @@ def replicated(mesh: jax.sharding.Mesh) -> NamedSharding:
   return NamedSharding(mesh, P())
 
 
-def rows_sharding(mesh: jax.sharding.Mesh) -> NamedSharding:
+def rows_sharding(
+  mesh: jax.sharding.Mesh, on_host: bool = False
+) -> NamedSharding:
   """Rows of the index and of the token table: split over all devices."""
+  if on_host:
+    return NamedSharding(mesh, ROWS, memory_kind='pinned_host')
   return NamedSharding(mesh, ROWS)

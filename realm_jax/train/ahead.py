@@ -122,11 +122,13 @@ def _index(
   total = shards.padded_rows(config, num_rows, mesh)
 
   def array(
-    shape: tuple[int, ...], dtype: Any, total: int = total
+    shape: tuple[int, ...],
+    dtype: Any,
+    total: int = total,
+    on_host: bool = False,
   ) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(
-      (total, *shape), dtype, sharding=mesh_lib.rows_sharding(mesh)
-    )
+    sharding = mesh_lib.rows_sharding(mesh, on_host)
+    return jax.ShapeDtypeStruct((total, *shape), dtype, sharding=sharding)
 
   rows_NE, tree = None, None
   if config.index.kind != 'scann_host':
@@ -144,7 +146,12 @@ def _index(
   return Index(
     rows_NE,
     array((), jnp.bool_),
-    array((block_length,), jnp.uint16, mesh_lib.padded_rows(num_rows, mesh)),
+    array(
+      (block_length,),
+      jnp.uint16,
+      mesh_lib.padded_rows(num_rows, mesh),
+      on_host=config.index.token_table == 'host',
+    ),
     block=config.index.search_block,
     tree=tree,
   )

@@ -174,6 +174,18 @@ def _batched(
 
 
 def _evidence(score_BK: np.ndarray, row_BK: np.ndarray) -> list[Evidence]:
+  """Rows that were found and their scores.
+
+  Raises:
+    ValueError: scores that are no numbers; the rows of an index are.
+  """
+  wrong_BK = (row_BK >= 0) & ~np.isfinite(score_BK)
+  if wrong_BK.any():
+    raise ValueError(
+      f'{np.count_nonzero(wrong_BK.any(1))} of {len(row_BK)} questions have '
+      'an embedding that is not finite: the parameters of the query embedder '
+      'are damaged'
+    )
   return [
     Evidence(
       [int(row) for row in row_K if row >= 0],

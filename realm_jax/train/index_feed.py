@@ -66,6 +66,7 @@ class IndexFeed:
         f'config.train_document_embedder: init_from {config.init_from} was '
         'imported without a document embedder'
       )
+    shards.padded_rows(config, corpus.num_blocks, mesh)  # before it is built
     self._frozen = frozen
     self._refreshes = not frozen and config.refresh.where != 'none'
     self._workdir = workdir
@@ -88,7 +89,14 @@ class IndexFeed:
     self._maker.go_on(self.since, self._started)
     parts = place.read_parts(config, mesh)
     self.index: Index = load.load_index(
-      corpus, config, mesh, place.read, None, place.manifest, parts
+      corpus,
+      config,
+      mesh,
+      place.read,
+      None,
+      place.manifest,
+      parts,
+      copies=2 if self._refreshes and config.refresh.where != 'rolling' else 1,
     )
     self._hold(place, parts)
     refresh = config.refresh

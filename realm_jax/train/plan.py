@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from realm_jax.config import Config
+from realm_jax.index import memory
 from realm_jax.model import parts as parts_lib
 from realm_jax.parallel import mesh as mesh_lib
 from realm_jax.train import ahead, losses, pretrain
@@ -168,20 +169,15 @@ def _version_bytes(config: Config, corpus: Corpus) -> int:
 def _index_bytes(
   config: Config, corpus: Corpus, devices: int
 ) -> dict[str, int]:
-  rows = -(-corpus.blocks // devices)
-  version = _version_bytes(config, Corpus(rows, corpus.block_length))
-  table = (
-    rows * corpus.block_length * (2 if config.model.vocab_size <= 2**16 else 4)
+  parts = memory.device_bytes(
+    config, corpus.blocks, corpus.block_length, devices
   )
-  if config.index.kind == 'scann_host':
-    version = 0  # with the hosts
-  if config.index.kind == 'scann':
-    # Codes of a byte, and the row of each; tiles are filled to two thirds.
-    version += rows * (config.model.retrieval_size + 4) * 3 // 2
   return {
-    'index': version + rows,  # and which rows are valid
-    'second_index_buffer': version if config.num_candidates > 1 else 0,
-    'token_table': table,
+    'index': parts['version'] + parts['valid'],
+    'second_index_buffer': (
+      parts['version'] if config.num_candidates > 1 else 0
+    ),
+    'token_table': parts['token_table'],
   }
 
 

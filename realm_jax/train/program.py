@@ -33,7 +33,7 @@ def jit_step(
   """
   shardings = (
     mesh_lib.tree_shardings(state, mesh),
-    mesh_lib.rows_sharding(mesh),  # of the whole index
+    jax.tree.map(lambda leaf: leaf.sharding, index),
     mesh_lib.replicated(mesh),  # metrics: every process can read them
   )
   return jax.jit(step, donate_argnums=(0, 2), out_shardings=shardings)

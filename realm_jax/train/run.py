@@ -110,13 +110,16 @@ def train(
         candidates(stage, config),
         corpus.tokenizer.sep_id,
       )
+      found = resumed and saved.restore_found(
+        step, host_search.abstract(config.batch_size)
+      )
+      if found:
+        host_search.go_on(found, feed.searchable)
     run = Run(
       workdir=workdir,
       config=config,
       mesh=mesh,
-      step=jit_step(
-        _step(stage, config, corpus), mesh, state, feed and feed.index
-      ),
+      step=_compiled(_step(stage, config, corpus), mesh),
       batches=batches,
       host_search=host_search,
       ids=source.ids,
@@ -271,6 +274,23 @@ def _create_state(
   else:
     names = mlm.TRAINED if closed else _TRAINED[stage]
   return TrainState.create(params, names, make_optimizer(config))
+
+
+def _compiled(step: Step, mesh: jax.sharding.Mesh) -> Step:
+  """A program for each kind of index that comes.
+
+  That is one, save where a version's options were measured anew: how many
+  leaves are searched is part of the program.
+  """
+  programs: dict[Any, Step] = {}
+
+  def run(state: Any, batch: Any, index: Any, key: Any) -> Any:
+    structure = jax.tree.structure(index)
+    if structure not in programs:
+      programs[structure] = jit_step(step, mesh, state, index)
+    return programs[structure](state, batch, index, key)
+
+  return run
 
 
 def _step(stage: str, config: Config, corpus: Corpus) -> Step:

@@ -63,6 +63,8 @@ class VersionWriter:
     dtype: str,
     chunk_rows: int = CHUNK_ROWS,
   ):
+    if rows < 1 or dim < 1:
+      raise ValueError(f'{index}: {rows} rows of {dim} dimensions, needs some')
     if dtype not in ('float32', 'bfloat16'):
       raise ValueError(f'index dtype {dtype!r}: choose float32 or bfloat16')
     self._index = epath.Path(index)
@@ -120,11 +122,7 @@ class VersionWriter:
       raise ValueError(
         f'{self._path}: rows of {rows_nE.dtype}, expected {self._dtype}'
       )
-    finite = np.isfinite(rows_nE.astype(np.float32, copy=False)).all(axis=1)
-    if not finite.all():
-      raise ValueError(
-        f'{self._path}: row {start + int(np.argmin(finite))} is not finite'
-      )
+    _check_finite(self._path, start, rows_nE)
     while start < stop:
       chunk, offset = divmod(start, self.chunk_rows)
       count = min(self.chunk_rows - offset, stop - start)
@@ -267,7 +265,8 @@ def read_rows(
   Raises:
     FileNotFoundError: the version is not there (any more).
     ValueError: rows out of range, or a chunk that is missing, torn or not the
-      one that was written; names its file.
+      one that was written; names its file. A row that is not finite; names
+      the row.
   """
   manifest = versions.read_manifest(index, version)
   if not 0 <= start <= stop <= manifest.rows:
@@ -294,12 +293,22 @@ def read_rows(
       data = _chunk_data(path, chunk, pending.pop(0), manifest, verify)
       first = chunk * size
       low, high = max(start, first), min(stop, first + len(data))
+      _check_finite(path, first, data)
       out[low - start : high - start] = data[low - first : high - first]
   except ValueError as error:
     if not (path / 'manifest.json').exists():
       raise FileNotFoundError(f'{path}: deleted while it was read') from error
     raise
   return out
+
+
+def _check_finite(path: epath.Path, start: int, rows_nE: np.ndarray) -> None:
+  finite_n = np.isfinite(rows_nE.astype(np.float32, copy=False)).all(axis=1)
+  if not finite_n.all():
+    raise ValueError(
+      f'{path}: row {start + int(np.argmin(finite_n))} is not finite '
+      f'({np.count_nonzero(~finite_n)} of {len(rows_nE)} are not)'
+    )
 
 
 def _chunk_data(

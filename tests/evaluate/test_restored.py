@@ -1,5 +1,9 @@
 """What a reader of an index sees of its corpus and its files."""
 
+import dataclasses
+
+import jax
+import jax.numpy as jnp
 import pytest
 import small_runs
 
@@ -7,9 +11,12 @@ from realm_jax.corpus import change
 from realm_jax.corpus.store import Corpus
 from realm_jax.evaluate import restored
 from realm_jax.evaluate.ask import search
-from realm_jax.index.refresh import refresh
+from realm_jax.index import approximate
+from realm_jax.index.refresh import refresh, restore_part
+from realm_jax.jobs import embed
 from realm_jax.train.run import train
 from realm_jax.workdir import leases, versions
+from realm_jax.workdir.run import Workdir
 
 
 @pytest.fixture(scope='module')
@@ -53,6 +60,35 @@ def test_removed_documents_are_not_found_before_a_new_version(workdir):
   # Also by a new version; and what was trained on it goes on with its own.
   assert refresh(str(workdir), follow=False) == 0
   assert search(str(workdir), 'Arno of Lund', count) == again
+
+
+def test_embeddings_that_are_not_finite_are_refused(
+  workdir, monkeypatch, tmp_path
+):
+  def damaged(*arguments):
+    return jax.tree.map(lambda x: x * jnp.nan, restore_part(*arguments))
+
+  monkeypatch.setattr(restored, 'restore_part', damaged)
+  with pytest.raises(ValueError, match=r'1 of 1 questions .* not finite'):
+    search(str(workdir), 'Arno of Lund', 3)
+  texts = small_runs.write_lines(tmp_path / 'x.jsonl', [{'text': 'a house'}])
+  monkeypatch.setattr(embed, 'restore_part', damaged)
+  output = tmp_path / 'v.npy'
+  with pytest.raises(ValueError, match=r'text 1 of .* is not finite'):
+    embed.embed(str(workdir), texts, str(output), 'query')
+  assert not output.exists()
+
+
+def test_rows_of_other_sizes_are_refused(workdir):
+  run = Workdir.open(str(workdir))
+  newest = versions.list_versions(run.index)[-1]
+  manifest = versions.read_manifest(run.index, newest)
+  approximate.check(manifest, run.config)
+  other = dataclasses.replace(manifest, dim=9)
+  with pytest.raises(
+    ValueError, match=r'rows have 9 dimensions, model\.retrieval_size is 8'
+  ):
+    approximate.check(other, run.config)
 
 
 def test_a_damaged_file_is_named(workdir):

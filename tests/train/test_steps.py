@@ -66,13 +66,19 @@ def _index(mesh, config=CONFIG):
   rows = rng.normal(size=(BLOCKS, config.model.retrieval_size))
   rows = rows.astype(np.float32)
 
-  def put(values):
+  def put(values, on_host=False):
     return mesh_lib.put_rows(
-      lambda a, b: values[a:b], BLOCKS, values.shape[1:], values.dtype, mesh
+      lambda a, b: values[a:b],
+      BLOCKS,
+      values.shape[1:],
+      values.dtype,
+      mesh,
+      on_host=on_host,
     )
 
   valid = np.ones(BLOCKS, bool)
-  return Index(put(rows), put(valid), put(tokens), block=4)
+  on_host = config.index.token_table == 'host'
+  return Index(put(rows), put(valid), put(tokens, on_host), block=4)
 
 
 def _pretrain_batch():
@@ -213,6 +219,24 @@ def test_micro_batches_add_up_to_the_batch(name, marginal):
   jax.tree.map(
     lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), params, params_
   )
+
+
+@pytest.mark.parametrize(
+  'name, micro_batches', [('pretrain', 2), ('finetune', 1)]
+)
+def test_token_ids_may_stay_with_the_hosts(name, micro_batches):
+  """The same steps, bit for bit, in one program that leaves the table there."""
+  step, trained, make = _STEPS[name]
+  histories = []
+  for place in ('device', 'host'):
+    config = config_lib.replace(
+      CONFIG, micro_batches=micro_batches, index={'token_table': place}
+    )
+    params = _params(config, trained if name == 'finetune' else ('encoder',))
+    step_ = functools.partial(step, config=config)
+    _, history = _run(step_, params, trained, make(), (4, 1), config, steps=2)
+    histories.append(history)
+  assert histories[0] == histories[1]
 
 
 def test_ict_negatives_cross_devices():

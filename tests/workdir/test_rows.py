@@ -113,6 +113,24 @@ def test_rows_that_cannot_be_right_are_refused(tmp_path, data):
     make_writer(tmp_path, 2, 100, 'int8')
 
 
+def test_no_index_of_nothing(tmp_path):
+  with pytest.raises(ValueError, match='0 rows of 8 dimensions, needs some'):
+    make_writer(tmp_path, 1, 0)
+
+
+def test_rows_that_are_not_finite_are_not_read(tmp_path, data, monkeypatch):
+  """Somebody else's writer may have let them in, checksums and all."""
+  data[[17, 90], 3] = np.inf
+  monkeypatch.setattr(rows, '_check_finite', lambda *_: None)
+  writer = make_writer(tmp_path, 1, 100)
+  writer.write(0, data)
+  writer.finish()
+  writer.commit(**FIELDS)
+  monkeypatch.undo()
+  with pytest.raises(ValueError, match=r'row 17 is not finite \(1 of 16 are'):
+    rows.read_rows(tmp_path, 1, 0, 100)
+
+
 def test_a_committed_version_is_not_written_again(index):
   with pytest.raises(ValueError, match='is committed already'):
     make_writer(index, 1, 100)
