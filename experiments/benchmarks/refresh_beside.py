@@ -14,6 +14,8 @@ its first version is out. Prints one line of JSON:
   bytes_share          bytes of a version's directory over those of its rows.
 
 A step's length is what `examples_per_second` of a run says that logs every one.
+
+No figures are recorded yet.
 """
 
 import argparse
