@@ -150,7 +150,13 @@ def scann_library(
     builder = scann_ops_pybind.builder(rows_NE, flags.k, 'dot_product')
     builder.set_n_training_threads(flags.threads)
     searcher = (
-      builder.tree(leaves, leaves, training_sample_size=250_000)
+      builder.tree(
+        leaves,
+        leaves,
+        training_sample_size=250_000,
+        min_partition_size=1,
+        spherical=True,
+      )
       .score_ah(2, anisotropic_quantization_threshold=0.2 * norm)
       .reorder(100)
       .build()
@@ -175,7 +181,7 @@ def scann_library(
             final_num_neighbors=flags.k,
             pre_reorder_num_neighbors=options['pre_reorder_num_neighbors'],
             leaves_to_search=options['leaves_to_search'],
-            batch_size=-(-len(query_BE) // flags.threads),
+            batch_size=scann_host.QUERIES,
           )
           return found.astype(np.int64)
 

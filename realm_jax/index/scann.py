@@ -12,7 +12,6 @@ P tiles that a query visits, U groups of queries, Q queries of a group.
 """
 
 import dataclasses
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -73,18 +72,16 @@ def top_k(
   # A long result needs enough tiles to be filled from.
   leaves = min(max(tree.leaves, 2 * -(-k // tile_rows)), tiles)
   reorder = min(max(tree.reorder, k), leaves * tile_rows)
-  rows_GnE = rows_nE.reshape(shards, -1, rows_nE.shape[1])
-  valid_Gn = valid_n.reshape(shards, -1)
+  size = len(rows_nE) // shards
 
-  def shard(parts: tuple[Tree, jax.Array, jax.Array]) -> Any:
-    tree, rows_nE, valid_n = parts
-    row_BK = _candidates(tree, query_BE, leaves, reorder)
+  def shard(g: jax.Array) -> tuple[jax.Array, jax.Array]:
+    row_BK = _candidates(tree, g, query_BE, leaves, reorder)
+    row_BK = jnp.where(row_BK < 0, -1, row_BK + g * size)
     return rescore(rows_nE, valid_n, query_BE, row_BK, k)
 
   # One after the other, by one program: how many there are here is no matter.
-  score_GBK, row_GBK = jax.lax.map(shard, (tree, rows_GnE, valid_Gn))
-  first_G11 = (jnp.arange(shards) * rows_GnE.shape[1])[:, None, None]
-  row_GBK = row_GBK + first_G11.astype(jnp.int32)
+  # They are not what is mapped over: each would be copied out of the table.
+  score_GBK, row_GBK = jax.lax.map(shard, jnp.arange(shards, dtype=jnp.int32))
   score_BK, row_BK = (
     x.transpose(1, 0, 2).reshape(len(query_BE), -1)
     for x in (score_GBK, row_GBK)
@@ -119,23 +116,24 @@ def rescore(
 
 
 def _candidates(
-  tree: Tree, query_BE: jax.Array, leaves: int, count: int
+  tree: Tree, g: jax.Array, query_BE: jax.Array, leaves: int, count: int
 ) -> jax.Array:
-  """Rows of one shard with the best codes among the tiles that are visited."""
-  tile_rows = tree.row_GTR.shape[1]
+  """Rows of shard g with the best codes among the tiles that are visited."""
+  tiles, tile_rows = tree.row_GTR.shape[1:]
   batch = len(query_BE)
   center_BT = jnp.einsum(
     'BE,TE->BT',
     query_BE,
-    tree.center_GTE,
+    tree.center_GTE[g],
     preferred_element_type=jnp.float32,
   )
   # A tile is filled from its front: without a first row it has none.
-  center_BT = jnp.where((tree.row_GTR[:, 0] >= 0)[None], center_BT, -jnp.inf)
+  center_BT = jnp.where((tree.row_GTR[g, :, 0] >= 0)[None], center_BT, -jnp.inf)
   tile_BP = _best_places(center_BT, leaves)
   score_UQR, best_UQb, place_BP = _score_tiles(
-    tree, query_BE * tree.scale_GE[None], tile_BP
+    tree, g, query_BE * tree.scale_GE[g][None], tile_BP
   )
+  tile_BP = tile_BP + g * tiles
   # The best rows lie in the best buckets, one of them in each at the worst.
   buckets = best_UQb.shape[2]
   width = tile_rows // buckets
@@ -170,7 +168,7 @@ def _best_places(score_BN: jax.Array, k: int) -> jax.Array:
 
 
 def _score_tiles(
-  tree: Tree, query_BE: jax.Array, tile_BP: jax.Array
+  tree: Tree, g: jax.Array, query_BE: jax.Array, tile_BP: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
   """Scores queries with the codes of the tiles that they visit, tile by tile.
 
@@ -179,7 +177,9 @@ def _score_tiles(
     best_UQb: the best of each bucket of rows.
     place_BP: where the scores of each visit are, counted over U and Q.
   """
-  tiles, tile_rows = tree.row_GTR.shape
+  tiles, tile_rows = tree.row_GTR.shape[1:]
+  code_TRE = tree.code_GTRE.reshape(-1, *tree.code_GTRE.shape[2:])
+  row_TR = tree.row_GTR.reshape(-1, tile_rows)
   batch, leaves = tile_BP.shape
   visits = batch * leaves
   # Visits in order of tile, cut into groups of one tile each.
@@ -204,19 +204,17 @@ def _score_tiles(
 
   def body(i: jax.Array, found: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
     first = i * _CHUNK
-    tile_u = jax.lax.dynamic_slice_in_dim(tile_U, first, _CHUNK)
+    tile_u = jax.lax.dynamic_slice_in_dim(tile_U, first, _CHUNK) + g * tiles
     query_uQ = jax.lax.dynamic_slice_in_dim(query_UQ, first, _CHUNK)
     # 8 bits are exact in bfloat16 as in float32; the rows that are picked are
     # scored again.
     score_uQR = jnp.einsum(
       'uQE,uRE->uQR',
       query_BE[query_uQ],
-      tree.code_GTRE[tile_u].astype(jnp.float32),
+      code_TRE[tile_u].astype(jnp.float32),
       preferred_element_type=jnp.float32,
     )
-    score_uQR = jnp.where(
-      (tree.row_GTR[tile_u] >= 0)[:, None], score_uQR, -jnp.inf
-    )
+    score_uQR = jnp.where((row_TR[tile_u] >= 0)[:, None], score_uQR, -jnp.inf)
     best_uQb = score_uQR.reshape(_CHUNK, _GROUP, buckets, -1).max(-1)
     return tuple(
       jax.lax.dynamic_update_slice_in_dim(all_U, new_u, first, 0)

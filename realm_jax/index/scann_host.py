@@ -24,6 +24,7 @@ from realm_jax.workdir import part_files, versions
 _CODED_ROWS = 2048
 _TRAINING_ROWS = 250_000
 _ROW_FILE = 'row.npy'
+QUERIES = 32  # that a thread takes at a time
 
 
 class Searcher(NamedTuple):
@@ -93,6 +94,9 @@ def build(
     leaves,
     training_sample_size=_TRAINING_ROWS,
     min_partition_size=1,
+    # Centers of one length: the center between two clusters is not too short
+    # to be visited. Rows are of about one length too (a layer norm).
+    spherical=True,
     soar_lambda=options.soar_lambda or None,
     overretrieve_factor=2.0 if options.soar_lambda else None,
   )
@@ -186,7 +190,7 @@ def _search(
     final_num_neighbors=k,
     pre_reorder_num_neighbors=max(reorder, k),
     leaves_to_search=leaves,  # the library takes all for more
-    batch_size=-(-len(query_BE) // threads()),
+    batch_size=min(QUERIES, -(-len(query_BE) // threads())),
   )
   missing_BK = np.isnan(score_BK)
   row_BK = searcher.row_n[np.where(missing_BK, 0, place_BK)]

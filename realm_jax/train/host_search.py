@@ -27,6 +27,7 @@ Batch = dict[str, np.ndarray]
 # Results are kept until nobody can want them: processes are never further
 # apart than a step, in which all take part.
 _KEPT_CALLS = 4
+_SAVED = {'found_score_BK': np.float32, 'found_row_BK': np.int32}
 
 
 class HostSearch:
@@ -59,33 +60,57 @@ class HostSearch:
     )
     self._pool = concurrent.futures.ThreadPoolExecutor(1)
     self._calls = 0
-    self._next: tuple[Batch, concurrent.futures.Future | None] | None = None
+    self._next: tuple[Batch, concurrent.futures.Future] | None = None
 
-  def take(
-    self, params: dict[str, Any], index: HostIndex, fresh: bool
-  ) -> tuple[Batch, int]:
+  def take(self, params: dict[str, Any], index: HostIndex) -> tuple[Batch, int]:
     """The batch of the step that comes now; starts the search for the next.
 
     Args:
       params: that the step starts from, not donated yet.
       index: to search.
-      fresh: search with these parameters and this index, and wait: after a
-        save, so that a run that goes on from there does the same.
 
     Returns:
       The batch with found_score_BK, found_row_BK and, where the index has
       rows, found_row_BKE; and how many steps old its query encoder was.
     """
-    batch, search = self._next or (next(self._batches), None)
-    stale = 1
-    if fresh or search is None:
-      if search is not None:
-        search.result()  # of all processes: none waits for another's
+    if self._next is None:  # a new run: its first batch is waited for
+      batch = next(self._batches)
       search, stale = self._start(params, batch, index), 0
+    else:
+      (batch, search), stale = self._next, 1
     found = search.result()
     following = next(self._batches)
     self._next = following, self._start(params, following, index)
     return batch | found, stale
+
+  def pending(self) -> dict[str, jax.Array] | None:
+    """What was found for the next batch, to be saved with the step before."""
+    if self._next is None:
+      return None
+    found = self._next[1].result()
+    return mesh_lib.put_batch(
+      {name: found[name] for name in _SAVED}, self._mesh
+    )
+
+  def abstract(self, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shapes of `pending` for a global batch."""
+    sharding = jax.sharding.NamedSharding(self._mesh, mesh_lib.BATCH)
+    return {
+      name: jax.ShapeDtypeStruct(
+        (batch_size, self._k), dtype, sharding=sharding
+      )
+      for name, dtype in _SAVED.items()
+    }
+
+  def go_on(self, found: dict[str, jax.Array], index: HostIndex) -> None:
+    """Takes up what was pending when a step was saved."""
+    whole = mesh_lib.to_host(found)
+    size = len(whole['found_row_BK']) // self._parts
+    own = slice(self._part * size, (self._part + 1) * size)
+    batch = {name: np.asarray(value[own]) for name, value in whole.items()}
+    done: concurrent.futures.Future = concurrent.futures.Future()
+    done.set_result(_with_rows(batch, index))
+    self._next = next(self._batches), done
 
   def close(self) -> None:
     self._pool.shutdown(cancel_futures=True)
@@ -104,10 +129,9 @@ class HostSearch:
     """Runs in the thread, which touches no device."""
     found = index.searchers.search(np.asarray(query_BE), self._k)
     score_bK, row_bK = self._exchange(call, *found)
-    batch = {'found_score_BK': score_bK, 'found_row_BK': row_bK}
-    if index.rows_NE is not None:
-      batch['found_row_BKE'] = index.rows(row_bK)
-    return batch
+    return _with_rows(
+      {'found_score_BK': score_bK, 'found_row_BK': row_bK}, index
+    )
 
   def _exchange(
     self, call: int, score_BK: np.ndarray, row_BK: np.ndarray
@@ -138,6 +162,12 @@ class HostSearch:
       [tuple(map(np.array, pair)) for pair in everyone], self._k
     )
     return score_bK.astype(np.float32), row_bK.astype(np.int32)
+
+
+def _with_rows(batch: Batch, index: HostIndex) -> Batch:
+  if index.rows_NE is None:
+    return batch
+  return batch | {'found_row_BKE': index.rows(batch['found_row_BK'])}
 
 
 def _embed(

@@ -116,14 +116,13 @@ def train_loop(run: Run) -> int:
       if due and run.evaluate:
         scores = run.evaluate(state, feed.searchable if feed else None)
         log.evaluated(step, scores)
-      saved = step > first and bool(
+      if step > first and (
         last
         or stop
         or swapped
         or step % config.checkpoint_every == 0
         or (due and run.best)
-      )
-      if saved:
+      ):
         log.check()
         save(run, step, state, scores.get(run.best) if run.best else None)
       if last or (stop and step > first):
@@ -131,7 +130,7 @@ def train_loop(run: Run) -> int:
       stale = {}
       if run.host_search and feed:
         batch, stale['query_staleness_steps'] = run.host_search.take(
-          state.params, feed.searchable, fresh=saved
+          state.params, feed.searchable
         )
       else:
         batch = next(run.batches)
@@ -193,6 +192,9 @@ def save(
   }
   if run.feed and run.config.refresh.changes_rows():
     items['index'] = {'rows_NE': run.feed.index.rows_NE}
+  pending = run.host_search.pending() if run.host_search else None
+  if pending is not None:
+    items['found'] = pending
   run.checkpoints.save(
     step,
     items,

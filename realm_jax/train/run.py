@@ -107,6 +107,11 @@ def train(
         candidates(stage, config),
         corpus.tokenizer.sep_id,
       )
+      found = resumed and saved.restore_found(
+        step, host_search.abstract(config.batch_size)
+      )
+      if found:
+        host_search.go_on(found, feed.searchable)
     run = Run(
       workdir=workdir,
       config=config,

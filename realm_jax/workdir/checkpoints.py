@@ -170,6 +170,13 @@ class Checkpoints:
       return None
     return _load(directory, {'rows_NE': abstract}, strict=False)['rows_NE']
 
+  def restore_found(
+    self, step: int, abstract: dict[str, jax.ShapeDtypeStruct]
+  ) -> dict[str, jax.Array] | None:
+    """Restores the candidates of the next batch; see restore_rows."""
+    directory = self._directory / str(step) / 'found'
+    return _load(directory, abstract) if directory.exists() else None
+
   def close(self) -> None:
     """Waits as `wait` does, and ends the threads."""
     self.wait()
