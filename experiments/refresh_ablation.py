@@ -45,6 +45,7 @@ import ml_collections
 
 from realm_jax.corpus.store import Corpus
 from realm_jax.workdir import files
+from realm_jax.workdir.run import Workdir
 
 _TOY = 'runs/refresh_ablation/toy'
 _EVERY = 25
@@ -112,7 +113,7 @@ def main() -> None:
   base = pathlib.Path(flags.base) if flags.base else folder / 'toy' / 'pretrain'
   if not flags.base and not (folder / 'toy' / 'summary.json').exists():
     run('quickstart', '--workdir', folder / 'toy')
-  config = files.read_json(base / 'config.json')
+  config = Workdir.open(base).config.to_dict()
   if flags.num_steps:
     config['num_steps'] = flags.num_steps
   num_rows = Corpus.open(config['corpus']).num_blocks
@@ -143,7 +144,7 @@ def flat(values: dict[str, Any], prefix: str = '') -> dict[str, Any]:
   for name, value in values.items():
     if isinstance(value, dict):
       found |= flat(value, f'{prefix}{name}.')
-    elif value != '' and name not in ('format_version', 'stage'):
+    elif value != '':
       found[f'{prefix}{name}'] = value
   return found
 

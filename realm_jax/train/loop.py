@@ -107,7 +107,7 @@ def train_loop(run: Run) -> int:
         stop = patience.wait(
           feed,
           step,
-          save=functools.partial(_save_now, run, step, state),
+          save=functools.partial(_save_now, run, log, step, state),
           swap=functools.partial(feed.swap, step, state.params, last),
           stopped=terminated.now,
         )
@@ -158,7 +158,8 @@ def train_loop(run: Run) -> int:
   return 0
 
 
-def _save_now(run: Run, step: int, state: TrainState) -> None:
+def _save_now(run: Run, log: '_Log', step: int, state: TrainState) -> None:
+  log.check()
   save(run, step, state)
   run.checkpoints.wait()
 

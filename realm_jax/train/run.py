@@ -60,6 +60,9 @@ def train(
   mesh_lib.check_batch(
     'batch_size', config.batch_size, mesh, config.micro_batches
   )
+  if config.refresh.where == 'rolling':
+    rows = config.refresh.rows_per_step
+    mesh_lib.check_batch('refresh.rows_per_step', rows, mesh)
   config = absolute_paths(config)
   config, corpus, text, source = open_inputs(
     stage, config, path, mesh_lib.batch_slice(mesh)

@@ -1,6 +1,7 @@
 """A run whose processes are killed at seeded moments, and what must hold."""
 
 import collections
+import itertools
 import pathlib
 import random
 import signal
@@ -64,14 +65,10 @@ class Disturbed:
 
   def end(self) -> int:
     """Lets both come to a swap once more, and stops them; the last step."""
+    newest = max(versions.list_versions(self.workdir / 'index'), default=1)
+    self._until(lambda: self._version_used() > newest)
     seen = self._newest_step()
-    self._until(lambda: self._newest_step() > max(seen, 40))
-    count = len(versions.list_versions(self.workdir / 'index'))
-    self._until(
-      lambda: len(versions.list_versions(self.workdir / 'index')) > count
-    )
-    seen = self._newest_step()
-    self._until(lambda: self._newest_step() > seen + 2)
+    self._until(lambda: self._newest_step() > seen + 5)
     for role in ('trainer', 'refresher'):
       self._stop(role)
     return checkpoints.steps(self.workdir)[-1]
@@ -79,18 +76,15 @@ class Disturbed:
   def replay(self, last: int) -> list[tuple[int, float]]:
     """The losses of an undisturbed run with the same swaps."""
     again = self._folder / 'again'
-    process = self._run(['pretrain', '--config', 'replay.py'], again, 1)
-    self._until(
-      lambda: newest_step(again) >= last or process[0].poll() is not None
-    )
-    process[0].send_signal(signal.SIGTERM)
-    statuses, said = small_runs.finish(process)
-    assert statuses == [75], said
+    arguments = ['pretrain', '--config', 'replay.py']
+    self._running = {'replay': self._run(arguments, again, self._size)}
+    self._until(lambda: newest_step(again) >= last)
+    self._stop('replay')
     return [pair for pair in losses(again) if pair[0] <= last]
 
   def kill_all(self) -> None:
-    for cluster in self._running.values():
-      for process in cluster:
+    for process in itertools.chain(*self._running.values()):
+      if process.poll() is None:
         process.kill()
         process.wait()
 
@@ -138,10 +132,16 @@ class Disturbed:
   def _newest_step(self) -> int:
     return newest_step(self.workdir)
 
+  def _version_used(self) -> int:
+    swaps = files.read_lines(self.workdir / 'swaps.jsonl')
+    return swaps[-1]['version'] if swaps else 0
+
   def _until(self, condition) -> None:
     deadline = time.monotonic() + _PATIENCE
     while not condition():
       assert time.monotonic() < deadline, self.said()
+      for process in itertools.chain(*self._running.values()):
+        assert process.poll() is None, self.said()
       time.sleep(0.1)
 
 

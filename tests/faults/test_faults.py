@@ -21,10 +21,10 @@ def check_disturbed(run, kills, capsys):
   try:
     run.disturb(kills)
     last = run.end()
+    counts = disturbed.check_workdir(run.workdir)
+    want = run.replay(last)
   finally:
     run.kill_all()
-  counts = disturbed.check_workdir(run.workdir)
-  want = run.replay(last)
   found = [x for x in disturbed.losses(run.workdir) if x[0] <= last]
   assert found == want[: len(found)] and len(found) >= last - 1
   counts |= run.counts | {'seconds': round(time.monotonic() - began)}

@@ -3,6 +3,7 @@
 import os
 import shutil
 import signal
+import threading
 import time
 
 import numpy as np
@@ -315,6 +316,37 @@ def test_follower_keeps_up_with_what_is_not_taken(tmp_path):
     assert follower.take().manifest.version == 2
     assert follower.take() is None and follower._read == {}
   finally:
+    follower.close()
+
+
+def test_follower_waits_for_a_slow_store_and_its_loop_does_not(
+  tmp_path, monkeypatch
+):
+  index = tmp_path / 'index'
+  index.mkdir()
+  publish(index, 1)
+  read_rows, answers = rows.read_rows, threading.Event()
+  asked = threading.Event()
+
+  def slowly(*arguments):
+    asked.set()
+    answers.wait(30)
+    return read_rows(*arguments)
+
+  monkeypatch.setattr(rows, 'read_rows', slowly)
+  follower = Follower(index, 0, lambda _: None, lambda rows: (0, rows), 0.01)
+  try:
+    assert asked.wait(10)
+    # Each step asks while the store does not answer.
+    assert [follower.take() for _ in range(100)] == [None] * 100
+    answers.set()
+    deadline = time.monotonic() + 10
+    while (ready := follower.take()) is None:
+      assert time.monotonic() < deadline
+      time.sleep(0.01)
+    assert ready.manifest.version == 1
+  finally:
+    answers.set()
     follower.close()
 
 

@@ -71,35 +71,27 @@ def run_twice(tmp_path, monkeypatch, config):
   return whole, halves
 
 
-@pytest.mark.parametrize(
-  'changes',
-  [
-    # No other version comes: what is retrieved changes by what is written.
-    {'refresh': {'where': 'rolling', 'rows_per_step': 8}},
-    {
-      'refresh': {'where': 'none', 'write_back': True, 'write_back_next': 2},
-      'model': {'dropout': 0.0},
-      'micro_batches': 2,
+def test_rows_that_steps_write_are_saved(tmp_path, corpus, monkeypatch):
+  config = make_config(
+    corpus,
+    refresh={
+      'where': 'rolling',
+      'rows_per_step': 8,
+      'write_back': True,
+      'write_back_next': 2,
     },
-  ],
-  ids=['rolling', 'write_back'],
-)
-def test_rows_that_steps_write_are_saved(
-  tmp_path, corpus, monkeypatch, changes
-):
-  config = make_config(corpus, **changes)
+    model={'dropout': 0.0},
+    mesh={'data': 4, 'model': 2},
+    micro_batches=2,
+  )
   whole, _ = run_twice(tmp_path, monkeypatch, config)
-  rolling = config.refresh.where == 'rolling'
+  # 30 rows in turns of 8: none is older than a round.
+  assert versions.read_manifest(whole / 'index', 1).rows == 30
   lines = files.read_lines(whole / 'metrics.jsonl')
-  if rolling:
-    # 60 rows in turns of 8: none is older than a round.
-    count = versions.read_manifest(whole / 'index', 1).rows
-    turn = -(-count // 8)
-    stale = [min(step, turn) for step in range(1, 9)]
-    assert [line['staleness_steps'] for line in lines] == stale
-    assert swaps(whole)[-1] == (8, 2, 8)  # an index for those that follow
-  else:
-    assert swaps(whole) == [(0, 1, 0)]
+  stale = [line['staleness_steps'] for line in lines]
+  assert stale == [1, 2, 3, 4, 4, 4, 4, 4]
+  # An index for those that follow.
+  assert swaps(whole) == [(0, 1, 0), (8, 2, 8)]
   saved = checkpoints.steps(whole)[-1]
   assert (whole / 'checkpoints' / str(saved) / 'index').exists()
 
@@ -168,6 +160,13 @@ def test_adaptive_asks_the_refresher_when_the_index_is_old(tmp_path, corpus):
   assert refresh(str(path), follow=True) == 0
   found = versions.readable(path / 'index')
   assert [manifest.checkpoint_step for manifest in found] == [0, 8]
+
+
+def test_a_slice_that_cannot_be_split_is_refused(tmp_path, corpus):
+  refresh = {'where': 'rolling', 'rows_per_step': 9}
+  config = make_config(corpus, refresh=refresh)
+  with pytest.raises(ValueError, match='rows_per_step: 9 is not a multiple'):
+    train('pretrain', config, str(tmp_path / 'w'))
 
 
 def test_rows_are_written_only_where_an_embedder_trains(tmp_path, corpus):
