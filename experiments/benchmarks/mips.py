@@ -17,17 +17,19 @@ Best of a kind at a recall is its fastest setting that reaches it.
 second at recall@8 of 0.95 / 0.98:
 | | 500,000 x 128, clustered | 18,527 x 384, MiniLM of Wikipedia |
 |---|---|---|
-| exact, float32 | 1,414 (recall 1) | 11,327 (recall 1) |
-| exact, bfloat16 | 1,483 (0.994) | 17,509 (0.999) |
-| scann | 11,913 (0.995) | 5,764 / not reached by 32 leaves |
-| scann_host | 73,554 / 51,759 | 88,338 / 40,844 |
-| scann_library | 71,333 / 50,574 | 88,928 / 57,505 |
-| faiss_flat | 250 (1) | 2,607 (1) |
-| faiss_ivfpq | 81,780 / 74,963 | 120,341 / 84,917 |
-`exact` is 5.7 and 5.9 times FAISS's flat index on the 500,000 (0.181 and 0.173
-s for 1.024 s; spread 0.168 to 0.185 and 0.99 to 1.12), with 13.7 and 12.7 MB
-beside 256 and 128 MB of rows. What limits it is the product of matrices: it
-alone, with a maximum over its rows, takes 0.2 s of CPU time.
+| exact, float32 | 1,101 (recall 1) | 11,327 (recall 1) |
+| exact, bfloat16 | 1,362 (0.994) | 17,509 (0.999) |
+| scann | 13,339 (0.995) | 5,764 / not reached by 32 leaves |
+| scann_host | 109,781 / 98,456 | 88,338 / 40,844 |
+| scann_library | 143,582 / 143,582 | 88,928 / 57,505 |
+| faiss_flat | 211 (1) | 2,607 (1) |
+| faiss_ivfpq | 124,420 / 104,391 | 120,341 / 84,917 |
+On the 500,000 `exact` is 5.2 (float32, 0.19 to 0.25 s) and 6.4 times (bfloat16,
+0.16 to 0.22 s) FAISS's flat index (1.11 to 1.33 s), with 16 and 6 MB beside 256
+and 128 MB of rows; a run before had 5.7 and 5.9 times. What limits it is the
+product of matrices: it alone, with a maximum over its rows, takes 0.2 s of CPU
+time. The column of MiniLM is of that run before, without the options that
+`scann_host` has by now (its leaves are 1.4 times the library's here).
 """
 
 import argparse
