@@ -57,6 +57,8 @@ class Searchers:
       _search(searcher, query_BE, k, self.leaves, self.reorder)
       for searcher in self.by_shard.values()
     ]
+    if len(found) == 1 and found[0][0].shape[1] == k:
+      return found[0]  # best first already
     none = (
       np.zeros((len(query_BE), 0), np.float32),
       np.zeros((len(query_BE), 0), np.int32),
@@ -127,7 +129,7 @@ def library() -> Any:
 
 def num_leaves(config: Config, rows: int) -> int:
   """Leaves of a shard."""
-  return min(config.index.num_leaves or 2 * math.isqrt(rows), rows)
+  return min(config.index.num_leaves or 3 * math.isqrt(rows) // 2, rows)
 
 
 def save(
