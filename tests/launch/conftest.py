@@ -35,6 +35,8 @@ class Project:
 
   def start(self, script, *arguments, **environment):
     path = f'{self.path}/bin:{os.environ["PATH"]}'
+    # Tests that a shell runs in its background ignore it, and so would this.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     return subprocess.Popen(
       ['bash', f'launch/{script}', *arguments],
       cwd=self.path,
