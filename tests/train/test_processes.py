@@ -14,9 +14,10 @@ from realm_jax.workdir import checkpoints, files, versions
 
 STEPS = 20
 IN_PROCESS = {'where': 'in_process', 'every': 7}
+SIZES = small_runs.SIZES | {'dropout': 0.0}
 # Of BERT's initializer all blocks have almost one embedding, and rounding says
 # which are retrieved.
-SIZES = small_runs.SIZES | {'dropout': 0.0, 'initializer_range': 0.2}
+APART = SIZES | {'initializer_range': 0.2}
 
 
 @pytest.fixture(scope='module')
@@ -40,15 +41,17 @@ def folder(tmp_path_factory):
   stages = {
     'mlm': {},
     'ict': {},
-    'pretrain': {'refresh': IN_PROCESS},
+    'pretrain': {'model': APART, 'refresh': IN_PROCESS},
     'finetune': {
+      'model': APART,
       'questions': questions,
       'dev_questions': questions,
       'eval_every': 10,
     },
   }
   for stage, changes in stages.items():
-    small_runs.write_experiment(path / f'{stage}.py', corpus, **base, **changes)
+    keys = {**base, **changes}
+    small_runs.write_experiment(path / f'{stage}.py', corpus, **keys)
   return path
 
 
