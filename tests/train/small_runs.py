@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from jax.experimental.compilation_cache import compilation_cache
 
 from realm_jax import config as config_lib
 from realm_jax.corpus.prepare import prepare
+from realm_jax.workdir.metrics import MetricsWriter
 
 BLOCK_LENGTH = 40
 SIZES = {
@@ -91,6 +93,18 @@ def write_experiment(path, corpus, **changes):
   values = make_config(corpus, **changes).to_dict()
   path.write_text(f'def get_config():\n  return {values!r}\n')
   return str(path)
+
+
+def terminate_at(monkeypatch, last):
+  """SIGTERM comes while the line of step `last` is written."""
+  write = MetricsWriter.write
+
+  def stop(self, step, values):
+    write(self, step, values)
+    if step == last:
+      os.kill(os.getpid(), signal.SIGTERM)
+
+  monkeypatch.setattr(MetricsWriter, 'write', stop)
 
 
 @contextlib.contextmanager

@@ -1,15 +1,12 @@
 """Runs whose index changes by each policy, stopped and resumed."""
 
-import os
-import signal
-
 import pytest
 import small_runs
 
 from realm_jax.index.refresh import refresh
 from realm_jax.train.run import train
 from realm_jax.workdir import checkpoints, files, versions
-from realm_jax.workdir.metrics import MetricsWriter, read_swaps
+from realm_jax.workdir.metrics import read_swaps
 
 
 @pytest.fixture(scope='module', autouse=True)
@@ -46,23 +43,12 @@ def swaps(workdir):
   ]
 
 
-def stop_at(monkeypatch, last):
-  write = MetricsWriter.write
-
-  def stop(self, step, values):
-    write(self, step, values)
-    if step == last:
-      os.kill(os.getpid(), signal.SIGTERM)
-
-  monkeypatch.setattr(MetricsWriter, 'write', stop)
-
-
 def run_twice(tmp_path, monkeypatch, config):
   """One run in one go, and one that is stopped after step 3 or 4."""
   whole, halves = tmp_path / 'whole', tmp_path / 'halves'
   assert train('pretrain', config, str(whole)) == 0
   with monkeypatch.context() as patch:
-    stop_at(patch, 3)
+    small_runs.terminate_at(patch, 3)
     assert train('pretrain', config, str(halves)) == 75
   stopped = checkpoints.steps(halves)[-1]
   assert 3 <= stopped < config.num_steps

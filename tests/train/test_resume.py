@@ -1,6 +1,5 @@
 """Runs that are stopped, killed or wrong, and go on."""
 
-import os
 import signal
 import time
 
@@ -14,7 +13,7 @@ from realm_jax.index.refresh import refresh
 from realm_jax.train.run import train
 from realm_jax.workdir import checkpoints, files, versions
 from realm_jax.workdir.digest import tree_digest
-from realm_jax.workdir.metrics import MetricsWriter, read_swaps
+from realm_jax.workdir.metrics import read_swaps
 from realm_jax.workdir.run import Workdir
 
 
@@ -28,23 +27,6 @@ def cache(tmp_path_factory):
 @pytest.fixture(scope='module')
 def corpus(tmp_path_factory):
   return small_runs.make_corpus(tmp_path_factory.mktemp('corpus'))
-
-
-@pytest.fixture
-def terminate_at(monkeypatch):
-  """terminate_at(step): SIGTERM comes while that step's line is written."""
-
-  def arm(last):
-    write = MetricsWriter.write
-
-    def stop(self, step, values):
-      write(self, step, values)
-      if step == last:
-        os.kill(os.getpid(), signal.SIGTERM)
-
-    monkeypatch.setattr(MetricsWriter, 'write', stop)
-
-  yield arm
 
 
 def digests(path, step):
@@ -68,13 +50,13 @@ def losses(path):
   ],
 )
 def test_stopped_and_resumed_equals_uninterrupted(
-  tmp_path, corpus, monkeypatch, terminate_at, stage, changes
+  tmp_path, corpus, monkeypatch, stage, changes
 ):
   config = small_runs.make_config(corpus, **changes)
   whole, halves = tmp_path / 'whole', tmp_path / 'halves'
   assert train(stage, config, str(whole)) == 0
   with monkeypatch.context():
-    terminate_at(3)
+    small_runs.terminate_at(monkeypatch, 3)
     assert train(stage, config, str(halves)) == 75
   monkeypatch.undo()
   assert not (halves / 'finished.json').exists()
@@ -103,7 +85,7 @@ def test_stopped_and_resumed_equals_uninterrupted(
 
 
 def test_the_index_of_another_run_is_taken_up_again(
-  tmp_path, corpus, monkeypatch, terminate_at
+  tmp_path, corpus, monkeypatch
 ):
   config = small_runs.make_config(corpus, num_steps=2)
   assert train('ict', config, str(tmp_path / 'ict')) == 0
@@ -112,7 +94,7 @@ def test_the_index_of_another_run_is_taken_up_again(
   whole, halves = tmp_path / 'whole', tmp_path / 'halves'
   assert train('pretrain', config, str(whole)) == 0
   with monkeypatch.context():
-    terminate_at(3)
+    small_runs.terminate_at(monkeypatch, 3)
     assert train('pretrain', config, str(halves)) == 75
   monkeypatch.undo()
   assert train('pretrain', config, str(halves)) == 0
