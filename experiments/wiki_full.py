@@ -116,12 +116,22 @@ _COPY: dict[str, Any] = {
 }
 
 _COMMON: dict[str, dict[str, Any]] = {
+  # At 3e-5 recall@1 of this checkpoint falls by 1.3 points (wiki_small).
+  'ict': {'optimizer': {'learning_rate': 1e-5}},
   'mlm': {
-    'num_steps': 1200,
+    'num_steps': 1500,
     'checkpoint_every': 150,
     'optimizer': {'warmup_steps': 50},
   },
   'copy': _COPY,
+  'pretrain': {
+    'num_steps': 240,
+    'batch_size': 16,
+    'checkpoint_every': 60,
+    'eval_every': 60,
+    'freeze_retriever_steps': 20,
+    'optimizer': {'learning_rate': 1e-4, 'warmup_steps': 20},
+  },
 }
 
 _SCRATCH: dict[str, dict[str, Any]] = {

@@ -149,11 +149,13 @@ def start(arguments, cache, devices=1, **options):
   )
 
 
-def start_cluster(arguments, cache, count, devices=1, last=(), options=None):
+def start_cluster(
+  arguments, cache, count, devices=1, last=(), options=None, places=None
+):
   """Starts `count` processes of one run on loopback.
 
   `last` are arguments of the last one alone; `options` of Popen, by default
-  what they say is piped.
+  what they say is piped; `places` the working directory of each.
   """
   if options is None:
     options = {'stdout': subprocess.PIPE, 'stderr': subprocess.PIPE}
@@ -171,6 +173,7 @@ def start_cluster(arguments, cache, count, devices=1, last=(), options=None):
       ],
       cache,
       devices,
+      cwd=places[place] if places else None,
       **options,
     )
     for place in range(count)
