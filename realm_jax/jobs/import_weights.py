@@ -21,7 +21,7 @@ from realm_jax.parallel import mesh as mesh_lib
 from realm_jax.text.wordpiece import WordPiece
 from realm_jax.workdir import files, rows
 from realm_jax.workdir.checkpoints import Checkpoints
-from realm_jax.workdir.digest import tree_digest
+from realm_jax.workdir.digest import embedder_digest
 from realm_jax.workdir.run import Workdir
 
 _RECORDS = 'block_records.npy'
@@ -192,7 +192,7 @@ def _write(
     config = _with_records(weights, config, output, vocab, block_length)
     digest = _write_index(weights, config, output, vocab)
   elif 'document_embedder' in loaded.params:
-    digest = tree_digest(loaded.params['document_embedder'])
+    digest = embedder_digest(loaded.params['document_embedder'], config)
   mesh = mesh_lib.make_mesh(config.mesh)
   params = jax.device_put(
     loaded.params, mesh_lib.tree_shardings(loaded.params, mesh)

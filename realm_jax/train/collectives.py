@@ -154,7 +154,11 @@ def _growth(counter: int, body: list[str]) -> int:
   """By how much a turn raises a counter: by more than 1 where XLA unrolls."""
   [root] = [text for text in body if text.lstrip().startswith('ROOT ')]
   name = _operands(root)[counter]
-  [added] = [text for text in body if text.lstrip().startswith(f'{name} = ')]
+  while True:
+    [added] = [text for text in body if text.lstrip().startswith(f'{name} = ')]
+    if ' copy(' not in added:
+      break
+    [name] = _operands(added)  # from another memory
   constants = _constants(body)
   [growth] = [constants[x] for x in _operands(added) if x in constants]
   return growth

@@ -22,7 +22,7 @@ from realm_jax.train.probe import Probe
 from realm_jax.train.renew import rounds
 from realm_jax.train.version_maker import VersionMaker
 from realm_jax.workdir import checkpoints, files, leases, versions
-from realm_jax.workdir.digest import tree_digest
+from realm_jax.workdir.digest import embedder_digest
 from realm_jax.workdir.metrics import SwapLog
 from realm_jax.workdir.run import Workdir, split_init
 
@@ -205,7 +205,7 @@ class IndexFeed:
     recorded for them.
     """
     if 'document_embedder' in params:
-      return tree_digest(params['document_embedder'])
+      return embedder_digest(params['document_embedder'], self._config)
     path, step = split_init(self._config.init_from)
     step = checkpoints.steps(path)[-1] if step is None else step
     return checkpoints.read_record(path, step)['embedder_digest']

@@ -37,7 +37,7 @@ from realm_jax.train.state import TrainState
 from realm_jax.train.terminated import Terminated
 from realm_jax.workdir import files
 from realm_jax.workdir.checkpoints import Checkpoints
-from realm_jax.workdir.digest import tree_digest
+from realm_jax.workdir.digest import embedder_digest
 from realm_jax.workdir.metrics import MetricsWriter
 from realm_jax.workdir.run import Workdir
 
@@ -185,7 +185,7 @@ def save(
   if run.feed:
     digest = run.feed.digest(state.params)
   elif 'document_embedder' in state.params:
-    digest = tree_digest(state.params['document_embedder'])
+    digest = embedder_digest(state.params['document_embedder'], run.config)
   items = {
     'params': state.params,
     'opt_state': state.opt_state,

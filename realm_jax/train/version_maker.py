@@ -14,7 +14,7 @@ from realm_jax.parallel import processes
 from realm_jax.train import refresh_policy
 from realm_jax.train.first_index import Place
 from realm_jax.workdir import versions
-from realm_jax.workdir.digest import tree_digest
+from realm_jax.workdir.digest import embedder_digest
 from realm_jax.workdir.run import Workdir
 
 
@@ -98,7 +98,7 @@ class VersionMaker:
   def build(self, params: dict[str, Any], step: int) -> Place:
     """Embeds the corpus with the parameters of a step, and publishes it."""
     document = params['document_embedder']
-    digest = tree_digest(document)
+    digest = embedder_digest(document, self._config)
     document, mesh = mesh_lib.to_local(document, self._mesh)
     with self._workdir.lock('refresher'):
       manifest = build.build_version(

@@ -13,6 +13,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from realm_jax.config import Config
+
 _KEYS = (0x9E3779B9, 0x85EBCA6B)
 
 
@@ -53,6 +55,25 @@ def tree_digest(params: Any) -> str:
     for (path, leaf), pair in zip(leaves, sums, strict=True)
   )
   return hashlib.sha256(json.dumps(entries).encode()).hexdigest()
+
+
+def embedder_digest(params: Any, config: Config) -> str:
+  """The digest of a document embedder: what its embeddings depend on.
+
+  Args:
+    params: its parameters, with any shardings.
+    config: `pooling`, and what of `model` the shapes of `params` don't show.
+
+  Returns:
+    64 hexadecimal digits.
+  """
+  model = config.model
+  known = [
+    tree_digest(params),
+    *(config.pooling, model.num_heads, model.activation),
+    *(model.layer_norm_eps, model.projection_eps),
+  ]
+  return hashlib.sha256(json.dumps(known).encode()).hexdigest()
 
 
 def _sums(leaf: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -27,7 +27,7 @@ class Manifest:
   Attributes:
     version: the number of its directory.
     checkpoint_step: the step whose document embedder made the rows.
-    embedder_digest: digest.tree_digest of that embedder.
+    embedder_digest: digest.embedder_digest of that embedder.
     corpus_fingerprint: of the corpus generation that was embedded.
     tokenizer_digest: of its vocabulary.
     kind: of index: exact, ...

@@ -151,7 +151,8 @@ def test_collectives_by_hand():
   %g = f32[64]{0} all-gather(%x), replica_groups=[2,4]<=[8], dimensions={0}
   %i = s32[] get-tuple-element(%p), index=0
   %two = s32[] constant(2)
-  %next = s32[]{:T(128)} add(%i, %two)
+  %sum = s32[]{:T(128)S(6)} add(%i, %two)
+  %next = s32[]{:T(128)} copy(%sum)
   ROOT %t = (s32[], f32[8]{0:T(256)}) tuple(%next, /*index=1*/%x)
 }
 

@@ -8,6 +8,7 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from realm_jax import config as config_lib
 from realm_jax.workdir import digest
 
 
@@ -105,3 +106,22 @@ def test_recorded_digests_stay_readable():
   text = json.dumps([['a/b', [2, 3], 'float32', *sums]])
   want = hashlib.sha256(text.encode()).hexdigest()
   assert digest.tree_digest({'a': {'b': leaf}}) == want
+
+
+def test_an_embedder_is_more_than_its_parameters():
+  params = {'kernel': np.ones((2, 3), np.float32)}
+  config = config_lib.Config()
+  others = [
+    config_lib.replace(config, pooling='mean'),
+    config_lib.replace(config, model={'num_heads': 4}),
+    config_lib.replace(config, model={'activation': 'gelu'}),
+    config_lib.replace(config, model={'layer_norm_eps': 1e-6}),
+    config_lib.replace(config, model={'projection_eps': 1e-6}),
+  ]
+  found = {digest.embedder_digest(params, other) for other in (config, *others)}
+  assert len(found) == 1 + len(others)
+  for same in (
+    config_lib.replace(config, seed=7),
+    config_lib.replace(config, model={'compute_dtype': 'bfloat16'}),
+  ):
+    assert digest.embedder_digest(params, same) in found
