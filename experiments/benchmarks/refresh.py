@@ -20,7 +20,8 @@ import jax
 from realm_jax import config as config_lib
 from realm_jax.config import Config
 from realm_jax.corpus.store import Corpus
-from realm_jax.index.build import build_version, embed_tokens, read_batches
+from realm_jax.index.build import build_version
+from realm_jax.index.embed import embed_tokens, read_batches
 from realm_jax.model import parts
 from realm_jax.parallel import mesh as mesh_lib
 

@@ -22,6 +22,7 @@ from etils import epath
 from realm_jax.config import Config
 from realm_jax.corpus.store import Corpus
 from realm_jax.index import approximate, build
+from realm_jax.index.embed import Interrupted
 from realm_jax.parallel import mesh as mesh_lib
 from realm_jax.parallel import processes
 from realm_jax.workdir import checkpoints, files, leases, versions
@@ -72,7 +73,7 @@ def refresh(path: str, follow: bool) -> int:
     with workdir.lock('refresher'), _lease(workdir):
       job = _Job(workdir, stop)
       return job.follow() if follow else job.once()
-  except build.Interrupted:
+  except Interrupted:
     return processes.SIGTERM_STATUS
   finally:
     signal.signal(signal.SIGTERM, previous)

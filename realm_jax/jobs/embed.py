@@ -14,7 +14,7 @@ from realm_jax.corpus.blocks import NUM_SPECIAL
 from realm_jax.corpus.sources import read_json_lines
 from realm_jax.corpus.store import Corpus
 from realm_jax.evaluate.restored import Textless, chosen_step, pinned
-from realm_jax.index.build import embed_tokens
+from realm_jax.index.embed import embed_tokens
 from realm_jax.index.refresh import restore_part
 from realm_jax.parallel import mesh as mesh_lib
 from realm_jax.parallel import processes

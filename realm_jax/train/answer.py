@@ -12,7 +12,7 @@ import numpy as np
 from realm_jax.config import Config
 from realm_jax.corpus.store import Corpus
 from realm_jax.data import batches
-from realm_jax.index.build import embed_tokens
+from realm_jax.index.embed import embed_tokens
 from realm_jax.index.scann_host import HostIndex
 from realm_jax.index.search import Index, search
 from realm_jax.model import parts

@@ -99,21 +99,10 @@ class IndexFeed:
       copies=2 if self._refreshes and config.refresh.where != 'rolling' else 1,
     )
     self._hold(place, parts)
-    refresh = config.refresh
-    separate = self._refreshes and refresh.where == 'separate'
     self._follower: Follower | None = None
-    if separate and not refresh.replay:
-      self._follower = Follower(
-        workdir.index,
-        self.version or 0,
-        self._choice.check,
-        lambda rows: shards.local_rows(config, rows, mesh),
-        refresh.poll_seconds,
-        keeps_up=refresh.policy == 'schedule',
-        read_parts=lambda manifest: approximate.read(
-          workdir.index, manifest, config, mesh
-        ),
-      )
+    refresh = config.refresh
+    if self._refreshes and refresh.where == 'separate' and not refresh.replay:
+      self._follower = self._follow()
     self._probe: Probe | None = None
     versions_come = self._refreshes and refresh.where != 'rolling'
     on_devices = config.index.kind != 'scann_host'
@@ -237,6 +226,21 @@ class IndexFeed:
         f'{self._config.index.rows_dtype}'
       )
     return self._maker.build(params, self._started)
+
+  def _follow(self) -> Follower:
+    """Reads the refresher's versions, this process's rows, as they come."""
+    config, mesh, index = self._config, self._mesh, self._workdir.index
+    return Follower(
+      index,
+      self.version or 0,
+      self._choice.check,
+      lambda rows: shards.local_rows(config, rows, mesh),
+      config.refresh.poll_seconds,
+      keeps_up=config.refresh.policy == 'schedule',
+      read_parts=lambda manifest: approximate.read(
+        index, manifest, config, mesh
+      ),
+    )
 
   def _make_probe(
     self, probed: dict[str, np.ndarray], params: dict[str, Any]

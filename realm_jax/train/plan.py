@@ -92,27 +92,16 @@ def plan(
     compiled = ahead.compile_pretrain(
       config, topology, corpus.blocks, corpus.block_length
     )
-    memory = compiled.memory_analysis()
-    arguments = sum(parts.values()) - parts['activations']
-    arguments -= parts['second_index_buffer']
-    # What the compiler pads the arguments by is its business too.
-    parts['activations'] = (
-      memory.argument_size_in_bytes
-      - arguments
-      + memory.output_size_in_bytes
-      - memory.alias_size_in_bytes
-      + memory.temp_size_in_bytes
-    )
+    parts['activations'] = _compiled_activations(compiled, parts)
     collectives = bytes_sent(compiled.as_text())
   total = sum(parts.values())
   flops = pretrain_flops(config, corpus.block_length, corpus.blocks)
   step_seconds = flops / (topology.flops * efficiency)
   embed = bert_flops(config.model, corpus.blocks, corpus.block_length)
-  if refresher is None:
-    refresh_flops, refresh_chips = topology.flops / 4, topology.chips / 4
-  else:
-    refresh_flops, refresh_chips = refresher.flops, refresher.chips
-  refresh_seconds = embed / (refresh_flops * efficiency * _REFRESH_SHARE)
+  refresher_flops, refresher_chips = topology.flops / 4, topology.chips / 4
+  if refresher is not None:
+    refresher_flops, refresher_chips = refresher.flops, refresher.chips
+  refresh_seconds = embed / (refresher_flops * efficiency * _REFRESH_SHARE)
   return {
     'topology': topology.text,
     'chips': topology.chips,
@@ -130,11 +119,28 @@ def plan(
     'collective_bytes_per_step_by_kind': collectives,
     'assumed_efficiency': efficiency,
     'step_seconds_estimate': step_seconds,
-    'refresh_chips': refresh_chips,
+    'refresh_chips': refresher_chips,
     'refresh_seconds_estimate': refresh_seconds,
     'staleness_steps_estimate': refresh_seconds / step_seconds,
     'index_version_bytes': _version_bytes(config, corpus),
   }
+
+
+def _compiled_activations(
+  compiled: jax.stages.Compiled, parts: dict[str, int]
+) -> int:
+  """Bytes of a device that are none of the program's arguments."""
+  memory = compiled.memory_analysis()
+  arguments = sum(parts.values()) - parts['activations']
+  arguments -= parts['second_index_buffer']
+  # What the compiler pads the arguments by is its business too.
+  return (
+    memory.argument_size_in_bytes
+    - arguments
+    + memory.output_size_in_bytes
+    - memory.alias_size_in_bytes
+    + memory.temp_size_in_bytes
+  )
 
 
 def _abstract_mesh(

@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from etils import epath
 
 from realm_jax.config import Config
@@ -95,26 +96,13 @@ def train(
       )
       if resumed and config.refresh.changes_rows():
         feed.restore(lambda rows: saved.restore_rows(step, rows))
-    metrics = samples = None
-    if processes.is_first():
-      metrics = MetricsWriter(workdir.path, went_on_from)
-      if stage == 'pretrain':
-        samples = SampleLog(workdir.path, corpus, went_on_from)
+    metrics, samples = _logs(stage, workdir, corpus, went_on_from)
     batches = prefetch.prefetch(source, step, _PREFETCH)
     host_search = None
     if feed is not None and config.index.kind == 'scann_host':
-      host_search = HostSearch(
-        config,
-        mesh,
-        batches,
-        candidates(stage, config),
-        corpus.tokenizer.sep_id,
+      host_search = _host_search(
+        stage, config, corpus, mesh, batches, feed, saved, went_on_from
       )
-      found = resumed and saved.restore_found(
-        step, host_search.abstract(config.batch_size)
-      )
-      if found:
-        host_search.go_on(found, feed.searchable)
     run = Run(
       workdir=workdir,
       config=config,
@@ -149,6 +137,41 @@ def train(
         host_search.close()
       if feed:
         feed.close()
+
+
+def _logs(
+  stage: str, workdir: Workdir, corpus: Corpus, went_on_from: int | None
+) -> tuple[MetricsWriter | None, SampleLog | None]:
+  """What one process of a run writes."""
+  if not processes.is_first():
+    return None, None
+  metrics = MetricsWriter(workdir.path, went_on_from)
+  if stage != 'pretrain':
+    return metrics, None
+  return metrics, SampleLog(workdir.path, corpus, went_on_from)
+
+
+def _host_search(
+  stage: str,
+  config: Config,
+  corpus: Corpus,
+  mesh: jax.sharding.Mesh,
+  batches: Iterator[dict[str, np.ndarray]],
+  feed: IndexFeed,
+  saved: checkpoints_lib.Checkpoints,
+  went_on_from: int | None,
+) -> HostSearch:
+  """The search ahead of the steps, with what a checkpoint says it had found."""
+  host_search = HostSearch(
+    config, mesh, batches, candidates(stage, config), corpus.tokenizer.sep_id
+  )
+  if went_on_from is not None:
+    found = saved.restore_found(
+      went_on_from, host_search.abstract(config.batch_size)
+    )
+    if found:
+      host_search.go_on(found, feed.searchable)
+  return host_search
 
 
 def _alarm(stage: str, config: Config, corpus: Corpus) -> CollapseAlarm | None:

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from realm_jax import config as config_lib
-from realm_jax.index import build, recall
+from realm_jax.index import build, embed, recall
 from realm_jax.workdir import rows, versions
 
 
@@ -42,7 +42,7 @@ def test_rows_are_the_embedded_blocks(
   found_NE = rows.read_rows(tmp_path / 'index', 1, 0, corpus.num_blocks)
   token_NL = corpus.tokens(slice(0, corpus.num_blocks)).astype(np.int32)
   want_NE = np.asarray(
-    build.embed_tokens(
+    embed.embed_tokens(
       embedder(config), token_NL, config, corpus.tokenizer.sep_id
     )
   )
@@ -60,7 +60,7 @@ def test_a_batch_is_no_longer_than_its_texts(corpus, config, mesh):
   token_NL = corpus.tokens(slice(0, corpus.num_blocks))
   length_N = (token_NL != 0).sum(1)
   seen = []
-  for batch in build.read_batches(corpus, config, mesh):
+  for batch in embed.read_batches(corpus, config, mesh):
     row_b = batch.start + batch.place_b
     seen += row_b.tolist()
     length = batch.token_BL.shape[1]
@@ -76,13 +76,13 @@ def test_recall_is_that_of_the_rows_as_stored(corpus, config, embedder):
   params = embedder(config)
   token_NL = corpus.tokens(slice(0, corpus.num_blocks)).astype(np.int32)
   exact_NE = np.asarray(
-    build.embed_tokens(params, token_NL, config, corpus.tokenizer.sep_id)
+    embed.embed_tokens(params, token_NL, config, corpus.tokenizer.sep_id)
   )
   noise_NE = np.random.default_rng(0).normal(size=exact_NE.shape)
   recalls = []
   for scale in (0, 0.5, 100):
     query_BL = recall.probe_queries(corpus, config)
-    query_BE = build.embed_tokens(
+    query_BE = embed.embed_tokens(
       params, query_BL, config, corpus.tokenizer.sep_id
     )
     probe = recall.RecallProbe(corpus, np.asarray(query_BE))
@@ -101,7 +101,7 @@ def test_an_interrupted_build_leaves_nothing(tmp_path, version, config):
     asked.append(1)
     return len(asked) > 1
 
-  with pytest.raises(build.Interrupted):
+  with pytest.raises(embed.Interrupted):
     version(config, stopped=stopped)
   assert list((tmp_path / 'index').iterdir()) == []
   assert version(config).version == 1  # its number is free again

@@ -10,7 +10,7 @@ import small_runs
 
 from realm_jax.config import MeshConfig
 from realm_jax.corpus.store import Corpus
-from realm_jax.index.build import embed_tokens
+from realm_jax.index.embed import embed_tokens
 from realm_jax.index.search import Index
 from realm_jax.model import parts
 from realm_jax.parallel import mesh as mesh_lib
