@@ -217,7 +217,8 @@ def main() -> None:
   parser.add_argument('--threads', type=int, default=os.cpu_count())
   parser.add_argument('--rows-dtypes', default='float32,bfloat16')
   parser.add_argument('--num-shards', type=int, default=1, help='of ScaNN')
-  parser.add_argument('--leaves', help='of scann_library; lists of faiss_ivfpq')
+  help = 'of a shard of scann_host, of scann_library; lists of faiss_ivfpq'
+  parser.add_argument('--leaves', help=help)
   parser.add_argument('--json', action='store_true')
   parser.add_argument('--plot', help='picture to write')
   flags = parser.parse_args()

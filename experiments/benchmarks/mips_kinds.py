@@ -103,40 +103,38 @@ def scann_devices(
 def scann_hosts(
   rows_NE: np.ndarray, flags: argparse.Namespace
 ) -> Iterator[Point]:
-  config = _config(flags)
-  began = time.perf_counter()
-  by_shard, size = {}, 0
-  with tempfile.TemporaryDirectory() as folder:
-    for shard in range(flags.num_shards):
-      start, stop = shards.bounds(shard, len(rows_NE), flags.num_shards)
-      searcher = scann_host.build(
-        rows_NE[start:stop],
-        np.arange(start, stop, dtype=np.int32),
-        config,
-        flags.threads,
-      )
-      assert searcher is not None
-      by_shard[shard] = searcher
-      searcher.library.serialize(folder, relative_path=True)
-      size += _files_size(folder)
-  seconds = time.perf_counter() - began
-  leaves = scann_host.num_leaves(
-    config, shards.size(len(rows_NE), len(by_shard))
-  )
-  for searched in _LEAVES:
-    for reorder in _REORDER:
-      searchers = scann_host.Searchers(by_shard, searched, reorder)
-      options = {
-        'num_leaves': leaves,
-        'num_leaves_to_search': searched,
-        'reordering_num_neighbors': reorder,
-      }
-      yield Point(
-        options,
-        lambda query_BE, found=searchers: found.search(query_BE, flags.k)[1],
-        seconds,
-        size,
-      )
+  for leaves in _lists(shards.size(len(rows_NE), flags.num_shards), flags):
+    config = _config(flags, num_leaves=leaves)
+    began = time.perf_counter()
+    by_shard, size = {}, 0
+    with tempfile.TemporaryDirectory() as folder:
+      for shard in range(flags.num_shards):
+        start, stop = shards.bounds(shard, len(rows_NE), flags.num_shards)
+        searcher = scann_host.build(
+          rows_NE[start:stop],
+          np.arange(start, stop, dtype=np.int32),
+          config,
+          flags.threads,
+        )
+        assert searcher is not None
+        by_shard[shard] = searcher
+        searcher.library.serialize(folder, relative_path=True)
+        size += _files_size(folder)
+    seconds = time.perf_counter() - began
+    for searched in _LEAVES:
+      for reorder in _REORDER:
+        searchers = scann_host.Searchers(by_shard, searched, reorder)
+        options = {
+          'num_leaves': leaves,
+          'num_leaves_to_search': searched,
+          'reordering_num_neighbors': reorder,
+        }
+        yield Point(
+          options,
+          lambda query_BE, found=searchers: found.search(query_BE, flags.k)[1],
+          seconds,
+          size,
+        )
 
 
 def scann_library(
@@ -262,8 +260,9 @@ def _files_size(folder: str) -> int:
   return sum(file.stat().st_size for file in Path(folder).iterdir())
 
 
-def _config(flags: argparse.Namespace) -> Config:
-  return config_lib.from_dict({'index': {'num_shards': flags.num_shards}})
+def _config(flags: argparse.Namespace, **index: Any) -> Config:
+  index['num_shards'] = flags.num_shards
+  return config_lib.from_dict({'index': index})
 
 
 def _mesh() -> jax.sharding.Mesh:

@@ -10,27 +10,41 @@ rows of the index. Writes `scaling.json` and `scaling.png`: bytes a device holds
 and bytes it sends in a step, by slice. Two CPU cores take 3 to 4 minutes a
 slice; what is in scaling.json already is not compiled again.
 
-So far (jaxlib 0.10.2, libtpu 0.0.42; the other slices have not been compiled),
-GB a device:
+What came out (jaxlib 0.10.2, libtpu 0.0.42), GB a device; of v5e's slices of as
+many devices:
 
-  slice     devices  holds  of it state and gradients  sends
-  v4:2x2x1  8        2.13   0.44                       2.07
-  v4:2x2x4  32       1.77   0.11                       2.01
-  v4:4x4x4  128      1.64   0.11                       2.38
+  slice        devices  holds  but for state  sends  v5e: holds  but..  sends
+  v4:2x2x1     8        2.13   1.69           2.07   2.33        1.89   1.87
+  v4:2x2x2     16       1.86   1.63           2.00   2.10        1.87   2.00
+  v4:2x2x4     32       1.77   1.65           2.01   1.93        1.81   2.02
+  v4:2x4x4     64       1.64   1.52           2.18   1.57        1.46   2.11
+  v4:4x4x4     128      1.64   1.53           2.38   1.70        1.59   2.38
+  v4:4x4x8     256      1.67   1.56           2.46   1.63        1.52   2.46
+  v4:4x8x8     512      1.67   1.56           2.48
+  v5e:16x16:2  512                                   2.27        2.15   2.55
 
-Without state and gradients a device holds 1.69, 1.65 and 1.53: flat within 10%.
-What it sends is flat to 32 devices, then 18% more; theory says what varies (n
-devices, s = min(n, 32) of them share a state of P parameters, B = 4n examples):
+Without parameters, gradients and moments, a v4 device holds the same within 7%
+of 1.59. v5e's are within 13% of 1.67: XLA packs its heap by chance, what lives
+in it at once is 1.04 on 64 and 1.03 on 256 devices of v4. Two slices hold 0.28
+more at once: the word table's gradient is sent between slices (0.05 GB) at the
+end, once for each of its three uses, and lives until then.
+
+What is sent is flat (8%) to 32 devices; then 9, 19, 23 and 24% more. What
+theory says must vary (n devices, s = min(n, 32) of them share a state of P
+parameters, B = 4n examples):
 
 - Smaller: state and gradients, 16 P / s bytes.
-- Gathers and sums of parameters: (s - 1) / s of their size, flat.
-- From 64 devices on, once: gradients are summed between the n / s groups. Of
-  all but the word table that is 1 / s of them; XLA sums the word table's whole,
-  2 V D 4 (n - 1) / n bytes for each use, 0.19 GB.
+- Gathers and sums of parameters: (s - 1) / s of their size, flat from 16 on.
+- From 64 on: gradients are summed between the c = n / s groups, 2 (c - 1) / c
+  of what is summed. Of all but the word table that is 1 / s of them; XLA sums
+  the word table's whole, in float32, for each of its uses: 0.56 GB at 256
+  devices. From 128 on it gathers the table for each look-up, 0.09 GB, where
+  smaller slices send what was looked up, 0.06 for all. Most of the growth is
+  this: what is left to gain is one sum for all uses.
 - Larger: what belongs to the queries of all devices, as each searches its own
   rows for every query: the queries (B E), a block of scores (B search_block), k
   results each, and the token ids of the candidates before each device has its
-  own (B K L): 8 MB of 2.4 GB at 128 devices.
+  own (B K L): 8 MB of 2.4 GB at 128 devices, 17 of 2.5 at 256.
 
 Split over all 128 devices instead of 32, v4:4x4x4 sends 3.73 and holds 2.04; at
 512 BERT-base's state, which 512 does not divide, is whole on every device:

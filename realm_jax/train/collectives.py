@@ -18,6 +18,9 @@ _COLLECTIVE = re.compile(
   r'= (?P<out>.*?) (?P<kind>all-gather|all-reduce|reduce-scatter|all-to-all|'
   r'collective-permute)(?P<start>-start)?\('
 )
+_SEND = re.compile(
+  r'= \((?P<out>\w+\[[0-9,]*\]).* send\(.*is_host_transfer=true'
+)
 _CALLED = re.compile(
   r'(?:body|to_apply|calls|branch_computations|called_computations)='
   r'\{?([%\w.,\s-]+)\}?'
@@ -34,7 +37,8 @@ def bytes_sent(text: str) -> dict[str, int]:
 
   A ring of n devices sends (n - 1) / n of the result of an all-gather, of the
   operand of a reduce-scatter or an all-to-all, and twice that of an
-  all-reduce; a permute sends its operand. Shapes count without padding.
+  all-reduce; a permute sends its operand. Shapes count without padding. What
+  the hosts send to other slices of TPUs is `send`.
 
   Args:
     text: of a compiled program, `compiled.as_text()`.
@@ -89,6 +93,9 @@ def _find(
       key = channel[0] if channel else f'{name} {number}'
       sent = times * _sent(line, match)
       found[key] = min((match['kind'], sent), found.get(key, ('~', 0)))
+    sent_out = _SEND.search(line)
+    if sent_out:
+      found[f'{name} {number}'] = ('send', times * _bytes(sent_out['out']))
     loop = _WHILE.search(line)
     if loop:
       turns = _turns(line, bodies[loop[1]], bodies[loop[2]])

@@ -26,11 +26,10 @@ from realm_jax.train.hardware import Topology
 # Blocks embedded in a second beside the refresher's own search and writing:
 # measured 0.9 of the bare embedder (experiments/benchmarks/refresh.py).
 _REFRESH_SHARE = 0.9
-# The compiler's memory over what autodiff keeps of layers that are not
-# recomputed: fitted to one compilation, v4:2x2x2 without remat. The arrays that
-# the program keeps there are those counted here, tiles pad them by 3%; what the
-# rest holds is not known.
-_NOT_RECOMPUTED = 1.35
+# XLA's heap over what lives at once in it: 1.2 to 1.7 in 20 compilations for
+# TPUs (launch/plan.md).
+_PACKING = 1.5
+_WORD_TABLES = 3  # uses: of queries, documents, joint texts
 _LANES = 128  # of a TPU: rows of an array are padded to a multiple
 
 
@@ -82,11 +81,13 @@ def plan(
     'optimizer': _tree_bytes(state.opt_state, mesh),
     **_index_bytes(config, corpus, topology.devices),
   }
-  parts['activations'] = parts['parameters'] + _activation_bytes(
-    config, corpus, mesh
-  )  # a gradient is as large as its parameter
+  # A gradient is as large as its parameter.
+  living = parts['parameters'] + _living_bytes(config, corpus, mesh)
+  if topology.slices > 1:
+    living += _between_slices_bytes(config)
   if topology.is_tpu:
-    parts['activations'] += _token_copy_bytes(corpus, topology.devices)
+    living = max(living, _token_copy_bytes(corpus, topology.devices))
+  parts['activations'] = round(_PACKING * living)
   collectives = _collective_bytes(config, corpus, state.params, mesh)
   if compile:
     compiled = ahead.compile_pretrain(
@@ -187,43 +188,44 @@ def _index_bytes(
   }
 
 
-def _activation_bytes(
+def _living_bytes(
   config: Config, corpus: Corpus, mesh: jax.sharding.AbstractMesh
 ) -> int:
-  """What a step holds beside arguments and gradients, at its fullest moment.
+  """What lives at once beside arguments and gradients, at the fullest moment.
 
   That is when the backward pass of the joint texts begins: what autodiff keeps
   of all towers (JAX says what, from the code that runs), and of the layer whose
-  gradient is taken attention's: scores' gradient, probabilities, and what goes
-  in and out; XLA fuses the rest of a layer that is recomputed. And the word
-  embeddings whole, and their gradient.
+  gradient is taken attention's scores and what goes in and out; XLA fuses the
+  rest of a layer that is recomputed.
   """
-  model = config.model
   batch = config.batch_size // config.micro_batches // mesh.shape['data']
-
-  def kept(remat: str) -> int:
-    cut = dataclasses.replace(
-      config, model=dataclasses.replace(model, remat=remat)
-    )
-    return sum(
-      _kept_bytes(run, params)
-      for run, params in _towers(cut, batch, corpus.block_length)
-    )
-
-  recomputed = kept('full')
-  more = kept(model.remat) - recomputed
+  kept = sum(
+    _kept_bytes(run, params)
+    for run, params in _towers(config, batch, corpus.block_length)
+  )
+  model = config.model
   wide = jnp.dtype(model.compute_dtype).itemsize
   texts = batch * config.num_candidates
   length = config.query_length + corpus.block_length - 2
   attention = 5 * texts * length * model.hidden_size * wide
   if model.attention != 'cudnn':
-    attention += texts * model.num_heads * length**2 * (4 + wide)
-  words = 2 * model.vocab_size * model.hidden_size * 4
-  return round(recomputed + _NOT_RECOMPUTED * more + attention + words)
+    attention += texts * model.num_heads * length**2 * 4
+  return kept + attention
+
+
+def _between_slices_bytes(config: Config) -> int:
+  """Gradients of the word table, one of each use, are sent between slices last.
+
+  And live until then.
+  """
+  return _WORD_TABLES * config.model.vocab_size * config.model.hidden_size * 4
 
 
 def _token_copy_bytes(corpus: Corpus, devices: int) -> int:
-  """XLA keeps the token table by columns on a TPU, and gathers from a copy."""
+  """XLA keeps the token table by columns on a TPU, and gathers from a copy.
+
+  That is gone before the candidates are read.
+  """
   rows = -(-corpus.blocks // devices)
   return rows * math.ceil(corpus.block_length / _LANES) * _LANES * 2
 
@@ -319,9 +321,15 @@ def _collective_bytes(
   gathered = 2 * passes * split + queries * share
   between = 2 * passes / shards * (copies - 1) / copies
   looked_up = 2 * wordpieces // data * model.hidden_size * 4
+  summed = passes * split
+  if copies > 1:
+    # XLA sums the word table's gradient whole, in float32, once for each use.
+    words = _WORD_TABLES * model.vocab_size * model.hidden_size
+    summed -= words * wide * split
+    between += 2 * words * 4 * (copies - 1) / copies
   return {
     'all-gather': round(gathered),
     'all-reduce': round(tokens * share + between),
-    'reduce-scatter': round(passes * split),
+    'reduce-scatter': round(summed),
     'all-to-all': round((looked_up + batch * found * 8) * share),
   }

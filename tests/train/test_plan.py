@@ -153,6 +153,7 @@ def test_collectives_by_hand():
   %two = s32[] constant(2)
   %sum = s32[]{:T(128)S(6)} add(%i, %two)
   %next = s32[]{:T(128)} copy(%sum)
+  %h = (bf16[5,2]{1,0:T(8)}, u32[], token[]) send(%g, %a), is_host_transfer=true
   ROOT %t = (s32[], f32[8]{0:T(256)}) tuple(%next, /*index=1*/%x)
 }
 
@@ -170,4 +171,5 @@ ENTRY %main (a: f32[8]) -> f32[8] {
     'all-reduce': 2 * 10 * 2 // 2,
     'reduce-scatter': 2 * 4 * 3,
     'collective-permute': 12,
+    'send': 5 * 10 * 2,
   }
