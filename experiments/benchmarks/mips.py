@@ -14,23 +14,34 @@ float64 brute force: a row counts that scores no less than the k-th. Memory is
 what the process's peak grows by during the searches. Best of a kind at a recall
 is its fastest setting that reaches it.
 
-2 cores (AMD EPYC, AVX-512), 256 queries, k 8, ScaNN as one shard, queries a
-second at recall@8 of 0.95 / 0.98:
-| | 500,000 x 128, clustered | 18,527 x 384, MiniLM of Wikipedia |
-|---|---|---|
-| exact, float32 | 1,101 (recall 1) | 11,327 (recall 1) |
-| exact, bfloat16 | 1,362 (0.994) | 17,509 (0.999) |
-| scann | 13,339 (0.995) | 5,764 / not reached by 32 leaves |
-| scann_host | 109,781 / 98,456 | 88,338 / 40,844 |
-| scann_library | 143,582 / 143,582 | 88,928 / 57,505 |
-| faiss_flat | 211 (1) | 2,607 (1) |
-| faiss_ivfpq | 124,420 / 104,391 | 120,341 / 84,917 |
-On the 500,000 `exact` is 5.2 (float32, 0.19 to 0.25 s) and 6.4 times (bfloat16,
-0.16 to 0.22 s) FAISS's flat index (1.11 to 1.33 s), with 16 and 6 MB beside 256
-and 128 MB of rows; a run before had 5.7 and 5.9 times. What limits it is the
-product of matrices: it alone, with a maximum over its rows, takes 0.2 s of CPU
-time. The column of MiniLM is of that run before, without the options that
-`scann_host` has by now (its leaves are 1.4 times the library's here).
+2 cores (AMD EPYC, AVX-512), nothing beside it, 256 queries, k 8, ScaNN as one
+shard, thousand queries a second at recall@8 of 0.95 / 0.98; `own`:
+Wikipedia embedded by the retriever that wiki_small.py pre-trained; 5,000,000
+with `--leaves 4096`:
+| | 500,000 x 128, clustered | 5,000,000 | 18,527 x 384, MiniLM | own |
+|---|---|---|---|---|
+| exact, float32 | 2.49 (1) | 0.194 (1) | 14.1 (1) | 10.8 (1) |
+| exact, bfloat16 | 2.63 (.994) | 0.234 (.994) | 17.5 (.999) | 17.7 (1) |
+| scann | 20.1 (.995) | | 8.2 / - | 13.8 / 9.3 |
+| scann_host | 146.5 / 138.2 | 8.32 / - | 106.1 / 80.7 | 117.0 / 94.1 |
+| scann_library | 167.7 / 131.6 | 8.30 / - | 109.3 / 88.1 | 123.6 / 97.0 |
+| faiss_flat | 0.252 (1) | 0.018 (1) | 2.71 (1) | 2.80 (1) |
+| faiss_ivfpq | 120.5 / 96.2 | 10.20 / - | 114.9 / 83.4 | 136.5 / 100.1 |
+(-: not reached by the settings tried, 64 leaves at most, 32 of `scann`.)
+
+`exact` is 9.9 (float32) and 10.5 times (bfloat16) FAISS's flat index at 500,000
+rows, 11 and 13 times at 5,000,000; it needs 9 and 0.1 MB beside 256 and 128 MB
+of rows, 7 and 0.1 beside 2,560 and 1,280. On a machine that others use it was
+5.2 and 6.4 times. `scann` is 7.6 times `exact`; with few rows of many
+dimensions it is slower. `scann_host` is 1.2 and 1.4 times FAISS's product codes
+at 500,000 rows, 0.82 at 5,000,000, 0.92 and 0.97 of MiniLM, 0.86 and 0.94 of
+`own`. Against the library called directly, by turns, one setting, 300 times,
+with other work beside it: 0.96 in CPU time (six runs: 0.89 to 0.98); of the 66
+settings of 5,000,000 rows the median is 0.99. What else the table has between
+the two is noise of searches that take 2 ms (each of the five repeats was one
+search then), and leaves: at 500,000 rows `scann_host` had 1,060, the library
+the better of 512 and 1,024.
+Builds at 500,000 rows, s: scann 15, scann_host 13, library 10, IVF-PQ 3 to 6.
 """
 
 import argparse

@@ -2,6 +2,7 @@
 
 import collections
 import itertools
+import json
 import pathlib
 import random
 import signal
@@ -78,7 +79,7 @@ class Disturbed:
     again = self._folder / 'again'
     arguments = ['pretrain', '--config', 'replay.py']
     self._running = {'replay': self._run(arguments, again, self._size)}
-    self._until(lambda: newest_step(again) >= last)
+    self._until(lambda: newest_step(again) >= last, again)
     self._stop('replay')
     return [pair for pair in losses(again) if pair[0] <= last]
 
@@ -136,9 +137,12 @@ class Disturbed:
     swaps = files.read_lines(self.workdir / 'swaps.jsonl')
     return swaps[-1]['version'] if swaps else 0
 
-  def _until(self, condition) -> None:
-    deadline = time.monotonic() + _PATIENCE
+  def _until(self, condition, workdir: pathlib.Path | None = None) -> None:
+    """Waits; longer as long as a trainer comes on, if its workdir is given."""
+    deadline, seen = time.monotonic() + _PATIENCE, 0
     while not condition():
+      if workdir is not None and newest_step(workdir) > seen:
+        deadline, seen = time.monotonic() + _PATIENCE, newest_step(workdir)
       assert time.monotonic() < deadline, self.said()
       for process in itertools.chain(*self._running.values()):
         assert process.poll() is None, self.said()
@@ -146,8 +150,14 @@ class Disturbed:
 
 
 def newest_step(workdir: pathlib.Path) -> int:
-  lines = files.read_lines(workdir / 'metrics.jsonl')
-  return lines[-1]['step'] if lines else 0
+  """Of the last whole line of the metrics; reads no more than their end."""
+  path = workdir / 'metrics.jsonl'
+  if not path.exists():
+    return 0
+  with path.open('rb') as file:
+    file.seek(max(path.stat().st_size - 8192, 0))
+    lines = file.read().split(b'\n')[:-1]
+  return json.loads(lines[-1])['step'] if lines else 0
 
 
 def losses(workdir: pathlib.Path) -> list[tuple[int, float]]:
