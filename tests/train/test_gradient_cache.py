@@ -23,12 +23,6 @@ from realm_jax.workdir import files
 BATCH, SEP = 32, 3
 
 
-@pytest.fixture(scope='module')
-def cache(tmp_path_factory):
-  with small_runs.compile_once(tmp_path_factory.mktemp('cache')):
-    yield
-
-
 def make_config(**changes):
   model = {
     **small_runs.SIZES,
@@ -88,7 +82,7 @@ def plain_gradient(embed, params, batch, key, count):
   'dropout, shapes', [(0.0, [(8, 1)]), (0.3, [(1, 1), (4, 2)])]
 )
 def test_is_the_gradient_of_the_whole_batch(
-  dropout, shapes, cache, monkeypatch
+  dropout, shapes, compiled_once, monkeypatch
 ):
   # Small parameters are split too, as large ones are.
   monkeypatch.setattr(mesh_lib, '_MIN_SPLIT_SIZE', 64)
@@ -136,7 +130,7 @@ def test_memory_falls_as_parts_grow():
   assert two < 0.7 * whole and eight < 0.5 * two
 
 
-def test_ict_trains_in_micro_batches(tmp_path, cache):
+def test_ict_trains_in_micro_batches(tmp_path, compiled_once):
   corpus = small_runs.make_corpus(tmp_path)
   seen = []
   for count in (1, 2):

@@ -21,11 +21,6 @@ APART = SIZES | {'initializer_range': 0.2}
 
 
 @pytest.fixture(scope='module')
-def cache(tmp_path_factory):
-  return tmp_path_factory.mktemp('cache')
-
-
-@pytest.fixture(scope='module')
 def folder(tmp_path_factory):
   """With a corpus, questions, and an experiment file for each stage."""
   path = tmp_path_factory.mktemp('processes')

@@ -8,16 +8,7 @@ from realm_jax.train.run import train
 from realm_jax.workdir import checkpoints, files, versions
 from realm_jax.workdir.metrics import read_swaps
 
-
-@pytest.fixture(scope='module', autouse=True)
-def cache(tmp_path_factory):
-  with small_runs.compile_once(tmp_path_factory.mktemp('cache')):
-    yield
-
-
-@pytest.fixture(scope='module')
-def corpus(tmp_path_factory):
-  return small_runs.make_corpus(tmp_path_factory.mktemp('corpus'))
+pytestmark = pytest.mark.usefixtures('compiled_once')
 
 
 def make_config(corpus, **changes):

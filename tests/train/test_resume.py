@@ -16,17 +16,7 @@ from realm_jax.workdir.digest import tree_digest
 from realm_jax.workdir.metrics import read_swaps
 from realm_jax.workdir.run import Workdir
 
-
-@pytest.fixture(scope='module', autouse=True)
-def cache(tmp_path_factory):
-  path = tmp_path_factory.mktemp('cache')
-  with small_runs.compile_once(path):
-    yield path
-
-
-@pytest.fixture(scope='module')
-def corpus(tmp_path_factory):
-  return small_runs.make_corpus(tmp_path_factory.mktemp('corpus'))
+pytestmark = pytest.mark.usefixtures('compiled_once')
 
 
 def digests(path, step):

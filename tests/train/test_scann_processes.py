@@ -13,11 +13,6 @@ STEPS = 6
 
 
 @pytest.fixture(scope='module')
-def cache(tmp_path_factory):
-  return tmp_path_factory.mktemp('cache')
-
-
-@pytest.fixture(scope='module')
 def folder(tmp_path_factory):
   """With a corpus, questions, and an experiment file for each stage."""
   path = tmp_path_factory.mktemp('scann_processes')

@@ -21,15 +21,7 @@ KINDS = ('scann', 'scann_host')
 IN_PROCESS = {'where': 'in_process', 'every': 3}
 
 
-@pytest.fixture(scope='module', autouse=True)
-def cache(tmp_path_factory):
-  with small_runs.compile_once(tmp_path_factory.mktemp('cache')):
-    yield
-
-
-@pytest.fixture(scope='module')
-def corpus(tmp_path_factory):
-  return small_runs.make_corpus(tmp_path_factory.mktemp('corpus'))
+pytestmark = pytest.mark.usefixtures('compiled_once')
 
 
 @pytest.fixture(scope='module')
