@@ -6,6 +6,7 @@ import pathlib
 import shutil
 import signal
 import subprocess
+import sys
 
 import pytest
 
@@ -34,7 +35,9 @@ class Project:
     return file.read_text().splitlines() if file.exists() else []
 
   def start(self, script, *arguments, **environment):
-    path = f'{self.path}/bin:{os.environ["PATH"]}'
+    # `python` is that of the environment, as of an installed project's.
+    python = pathlib.Path(sys.executable).parent
+    path = f'{self.path}/bin:{os.environ["PATH"]}:{python}'
     # Tests that a shell runs in its background ignore it, and so would this.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     return subprocess.Popen(
