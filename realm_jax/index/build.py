@@ -89,6 +89,7 @@ def build_version(
     recall, parts = _measure(
       index, version, writer, corpus, config, mesh, probe, base
     )
+    _check_recall(index, version, recall, config)
     problem = _commit(
       writer,
       checkpoint_step=checkpoint_step,
@@ -182,32 +183,6 @@ def _commit(writer: rows_lib.VersionWriter, **manifest: Any) -> str | None:
   return None
 
 
-def _measure(
-  index: epath.PathLike,
-  version: int,
-  writer: rows_lib.VersionWriter,
-  corpus: Corpus,
-  config: Config,
-  mesh: jax.sharding.Mesh,
-  probe: RecallProbe,
-  base: reuse.Base | None,
-) -> tuple[dict[str, float], rows_lib.PartFiles | None]:
-  """The recall of what was written, and what its kind has beside the rows."""
-  recall, parts = probe.recall(), None
-  if config.index.kind != 'exact':
-    parts, recall = _add_parts(
-      index, version, writer, corpus, config, mesh, probe
-    )
-  elif base is not None and base.manifest.recall:
-    # Of copied rows it is not seen what rounding did to them.
-    recall = {
-      name: min(value, base.manifest.recall.get(name, value))
-      for name, value in recall.items()
-    }
-  _check_recall(index, version, recall, config)
-  return recall, parts
-
-
 def _check_recall(
   index: epath.PathLike, version: int, recall: dict[str, float], config: Config
 ) -> None:
@@ -219,7 +194,7 @@ def _check_recall(
     )
 
 
-def _add_parts(
+def _measure(
   index: epath.PathLike,
   version: int,
   writer: rows_lib.VersionWriter,
@@ -227,8 +202,21 @@ def _add_parts(
   config: Config,
   mesh: jax.sharding.Mesh,
   probe: RecallProbe,
-) -> tuple[rows_lib.PartFiles, dict[str, float]]:
-  """Builds what an approximate kind needs of the rows, and measures it."""
+  base: reuse.Base | None,
+) -> tuple[dict[str, float], rows_lib.PartFiles | None]:
+  """The recall of what was written; builds what its kind has beside the rows.
+
+  `base` is where rows were copied from.
+  """
+  if config.index.kind == 'exact':
+    recall = probe.recall()
+    if base is not None and base.manifest.recall:
+      # Of copied rows it is not seen what rounding did to them.
+      recall = {
+        name: min(value, base.manifest.recall.get(name, value))
+        for name, value in recall.items()
+      }
+    return recall, None
   began = time.monotonic()
   before = processes.from_first(
     versions.newest_options(index, config.index.kind, config.index.num_shards)
@@ -251,4 +239,4 @@ def _add_parts(
     options={**built.parts.options, 'seconds': seconds}
   )
   recall = recall_lib.recall_of(built.row_BK, probe.exact_rows())
-  return parts, {f'recall@{recall_lib.K}': recall}
+  return {f'recall@{recall_lib.K}': recall}, parts

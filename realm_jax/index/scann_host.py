@@ -195,8 +195,6 @@ def _search(
     batch_size=min(QUERIES, -(-len(query_BE) // threads())),
   )
   missing_BK = np.isnan(score_BK)
-  if not missing_BK.any():  # nearly always
-    return score_BK, searcher.row_n[place_BK]
   row_BK = searcher.row_n[np.where(missing_BK, 0, place_BK)]
   return (
     np.where(missing_BK, -np.inf, score_BK).astype(np.float32),
