@@ -141,8 +141,8 @@ class Disturbed:
     """Waits; longer as long as a trainer comes on, if its workdir is given."""
     deadline, seen = time.monotonic() + _PATIENCE, 0
     while not condition():
-      if workdir is not None and newest_step(workdir) > seen:
-        deadline, seen = time.monotonic() + _PATIENCE, newest_step(workdir)
+      if workdir is not None and (step := newest_step(workdir)) > seen:
+        deadline, seen = time.monotonic() + _PATIENCE, step
       assert time.monotonic() < deadline, self.said()
       for process in itertools.chain(*self._running.values()):
         assert process.poll() is None, self.said()
