@@ -37,10 +37,10 @@ dimensions it is slower. `scann_host` is 1.2 and 1.4 times FAISS's product codes
 at 500,000 rows, 0.82 at 5,000,000, 0.92 and 0.97 of MiniLM, 0.86 and 0.94 of
 `own`. Against the library called directly, by turns, one setting, 300 times,
 with other work beside it: 0.96 in CPU time (six runs: 0.89 to 0.98); of the 66
-settings of 5,000,000 rows the median is 0.99. What else the table has between
-the two is noise of searches that take 2 ms (each of the five repeats was one
-search then), and leaves: at 500,000 rows `scann_host` had 1,060, the library
-the better of 512 and 1,024.
+settings of 5,000,000 rows the median is 0.99. The table has less, and more: its
+searches of 2 ms were timed once a repeat, and at 500,000 rows `scann_host` had
+1,060 leaves, the library the better of 512 and 1,024. With equal leaves, timed
+as above, tests beside the first minute (`scann_host`'s): 0.89 and 0.97.
 Builds at 500,000 rows, s: scann 15, scann_host 13, library 10, IVF-PQ 3 to 6.
 """
 
