@@ -7,6 +7,7 @@ more than once (FAISS, another number of lists) it builds between its points.
 
 import argparse
 import dataclasses
+import itertools
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -104,86 +105,79 @@ def scann_hosts(
   rows_NE: np.ndarray, flags: argparse.Namespace
 ) -> Iterator[Point]:
   for leaves in _lists(shards.size(len(rows_NE), flags.num_shards), flags):
-    config = _config(flags, num_leaves=leaves)
-    began = time.perf_counter()
-    by_shard, size = {}, 0
-    with tempfile.TemporaryDirectory() as folder:
-      for shard in range(flags.num_shards):
-        start, stop = shards.bounds(shard, len(rows_NE), flags.num_shards)
-        searcher = scann_host.build(
-          rows_NE[start:stop],
-          np.arange(start, stop, dtype=np.int32),
-          config,
-          flags.threads,
-        )
-        assert searcher is not None
-        by_shard[shard] = searcher
-        searcher.library.serialize(folder, relative_path=True)
-        size += _files_size(folder)
-    seconds = time.perf_counter() - began
-    for searched in _LEAVES:
-      for reorder in _REORDER:
-        searchers = scann_host.Searchers(by_shard, searched, reorder)
-        options = {
-          'num_leaves': leaves,
-          'num_leaves_to_search': searched,
-          'reordering_num_neighbors': reorder,
-        }
-        yield Point(
-          options,
-          lambda query_BE, found=searchers: found.search(query_BE, flags.k)[1],
-          seconds,
-          size,
-        )
+    by_shard, seconds, size = _searchers(
+      rows_NE, leaves, flags.num_shards, flags
+    )
+    for searched, reorder in itertools.product(_LEAVES, _REORDER):
+      searchers = scann_host.Searchers(by_shard, searched, reorder)
+      options = {
+        'num_leaves': leaves,
+        'num_leaves_to_search': searched,
+        'reordering_num_neighbors': reorder,
+      }
+      yield Point(
+        options,
+        lambda query_BE, found=searchers: found.search(query_BE, flags.k)[1],
+        seconds,
+        size,
+      )
 
 
 def scann_library(
   rows_NE: np.ndarray, flags: argparse.Namespace
 ) -> Iterator[Point]:
-  from scann.scann_ops.py import scann_ops_pybind
-
-  norm = float(np.linalg.norm(rows_NE, axis=1).mean())
+  """The searcher of `scann_host`, of one shard, called without it."""
   for leaves in _lists(len(rows_NE), flags):
-    began = time.perf_counter()
-    builder = scann_ops_pybind.builder(rows_NE, flags.k, 'dot_product')
-    builder.set_n_training_threads(flags.threads)
-    searcher = (
-      builder.tree(
-        leaves,
-        leaves,
-        training_sample_size=250_000,
-        min_partition_size=1,
-        spherical=True,
+    by_shard, seconds, size = _searchers(rows_NE, leaves, 1, flags)
+    for searched, reorder in itertools.product(_LEAVES, _REORDER):
+      options = {
+        'final_num_neighbors': flags.k,
+        'leaves_to_search': searched,
+        'pre_reorder_num_neighbors': reorder,
+        'batch_size': scann_host.QUERIES,
+      }
+
+      def search(
+        query_BE: np.ndarray,
+        library: Any = by_shard[0].library,
+        options: dict[str, int] = options,
+      ) -> np.ndarray:
+        found, _ = library.search_batched_parallel(query_BE, **options)
+        return found.astype(np.int64)
+
+      yield Point({'num_leaves': leaves, **options}, search, seconds, size)
+
+
+_built: dict[tuple[int, int], Any] = {}
+
+
+def _searchers(
+  rows_NE: np.ndarray, leaves: int, num_shards: int, flags: argparse.Namespace
+) -> tuple[dict[int, scann_host.Searcher], float, int]:
+  """Searchers by shard, seconds of building and bytes; made once.
+
+  No two trees that the library learns with several threads are the same.
+  """
+  if (num_shards, leaves) in _built:
+    return _built[num_shards, leaves]
+  config = _config(flags, num_leaves=leaves)
+  began = time.perf_counter()
+  by_shard, size = {}, 0
+  with tempfile.TemporaryDirectory() as folder:
+    for shard in range(num_shards):
+      start, stop = shards.bounds(shard, len(rows_NE), num_shards)
+      searcher = scann_host.build(
+        rows_NE[start:stop],
+        np.arange(start, stop, dtype=np.int32),
+        config,
+        flags.threads,
       )
-      .score_ah(2, anisotropic_quantization_threshold=0.2 * norm)
-      .reorder(100)
-      .build()
-    )
-    seconds = time.perf_counter() - began
-    with tempfile.TemporaryDirectory() as folder:
-      searcher.serialize(folder, relative_path=True)
-      size = _files_size(folder)
-    for searched in _LEAVES:
-      for reorder in _REORDER:
-        options = {
-          'num_leaves': leaves,
-          'leaves_to_search': searched,
-          'pre_reorder_num_neighbors': reorder,
-        }
-
-        def search(
-          query_BE: np.ndarray, searcher: Any = searcher, options: Any = options
-        ) -> np.ndarray:
-          found, _ = searcher.search_batched_parallel(
-            query_BE,
-            final_num_neighbors=flags.k,
-            pre_reorder_num_neighbors=options['pre_reorder_num_neighbors'],
-            leaves_to_search=options['leaves_to_search'],
-            batch_size=scann_host.QUERIES,
-          )
-          return found.astype(np.int64)
-
-        yield Point(options, search, seconds, size)
+      assert searcher is not None
+      by_shard[shard] = searcher
+      searcher.library.serialize(folder, relative_path=True)
+      size += _files_size(folder)
+  _built[num_shards, leaves] = by_shard, time.perf_counter() - began, size
+  return _built[num_shards, leaves]
 
 
 def faiss_flat(
@@ -226,13 +220,16 @@ def faiss_ivfpq(
     size = rows_NE.nbytes + n * (dim // 4 + 8) + lists * dim * 4
     for probe in _LEAVES:
       for factor in (2, 4, 6, 8, 12, 16):
-        codes.nprobe = probe
         options = {'nlist': lists, 'nprobe': probe, 'k_factor': factor}
 
         def search(
-          query_BE: np.ndarray, index: Any = index, factor: int = factor
+          query_BE: np.ndarray,
+          index: Any = index,
+          codes: Any = codes,
+          probe: int = probe,
+          factor: int = factor,
         ) -> np.ndarray:
-          index.k_factor = factor
+          codes.nprobe, index.k_factor = probe, factor
           return index.search(query_BE, flags.k)[1]
 
         yield Point(options, search, seconds, size)

@@ -7,10 +7,11 @@ the library's tree and SOAR, Guo et al. 2020 its codes.
 
 import concurrent.futures
 import dataclasses
+import functools
 import math
 import os
 import tempfile
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from etils import epath
@@ -27,11 +28,32 @@ _ROW_FILE = 'row.npy'
 QUERIES = 32  # that a thread takes at a time
 
 
-class Searcher(NamedTuple):
-  """One shard."""
+@dataclasses.dataclass(frozen=True)
+class Searcher:
+  """One shard.
 
-  library: Any  # scann's searcher
-  row_n: np.ndarray  # the corpus row of each of its points
+  Attributes:
+    library: scann's searcher.
+    row_n: the corpus row of each of its points, ascending.
+  """
+
+  library: Any
+  row_n: np.ndarray
+
+  def rows(self, place_BK: np.ndarray) -> np.ndarray:
+    """The corpus rows of points, int32."""
+    if self._first is None:
+      return self.row_n[place_BK]
+    return place_BK.astype(np.int32) + self._first
+
+  @functools.cached_property
+  def _first(self) -> np.int32 | None:
+    """The first row where none is missing after it.
+
+    A table is slow to look up: the search has just put it out of the cache.
+    """
+    first, last = self.row_n[[0, -1]]
+    return first if last - first + 1 == len(self.row_n) else None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -195,11 +217,10 @@ def _search(
     batch_size=min(QUERIES, -(-len(query_BE) // threads())),
   )
   missing_BK = np.isnan(score_BK)
-  row_BK = searcher.row_n[np.where(missing_BK, 0, place_BK)]
-  return (
-    np.where(missing_BK, -np.inf, score_BK).astype(np.float32),
-    np.where(missing_BK, -1, row_BK).astype(np.int32),
-  )
+  place_BK[missing_BK] = 0
+  row_BK = searcher.rows(place_BK)
+  row_BK[missing_BK], score_BK[missing_BK] = -1, -np.inf
+  return score_BK, row_BK
 
 
 @dataclasses.dataclass(frozen=True)
@@ -238,6 +259,7 @@ class HostIndex:
     return row_BKE
 
 
+@functools.cache
 def threads() -> int:
   """Of this process's machine."""
   return os.cpu_count() or 1

@@ -198,11 +198,12 @@ def test_tiles_hold_every_living_row_once():
     assert (np.diff((row >= 0).astype(int), axis=1) <= 0).all()
 
 
-@pytest.mark.parametrize('n, options', [(5, {}), (300, {}), (5000, {})])
-def test_the_library_is_searched_like_the_rest(n, options):
-  config = config_lib.from_dict({'index': {'num_shards': 3, **options}})
+@pytest.mark.parametrize('removed', [0.0, 0.1])
+@pytest.mark.parametrize('n', [5, 300, 5000])
+def test_the_library_is_searched_like_the_rest(n, removed):
+  config = config_lib.from_dict({'index': {'num_shards': 3}})
   rows, query = clustered(n), clustered(9, seed=1)
-  valid = np.random.default_rng(0).random(n) > 0.1
+  valid = np.random.default_rng(0).random(n) >= removed
   by_shard = {}
   for shard in range(3):
     start, stop = shards.bounds(shard, n, 3)
@@ -214,6 +215,7 @@ def test_the_library_is_searched_like_the_rest(n, options):
   score, row = searchers.search(query, 7)
   want_score, want_row = brute(rows, valid, query, 7)
   assert score.dtype == np.float32
+  assert row.dtype == np.int32
   np.testing.assert_array_equal(row, want_row)
   np.testing.assert_allclose(score, want_score, rtol=1e-5)
 
