@@ -1,9 +1,10 @@
 r"""What a stale index costs, and what keeps it fresh.
 
   python experiments/refresh_ablation.py --workdir runs/refresh_ablation
+  python experiments/wiki_tiny.py --data ../shared/data --bert BERT
   python experiments/refresh_ablation.py --workdir runs/refresh_ablation_wiki \
-    --base runs/wiki_small/pretrain --every 10 --seeds 0 1 2 \
-    --variants fresh delay_10 delay_10_write_back rolling
+    --base runs/wiki_tiny/pretrain --every 15 \
+    --questions ../shared/data/qa_squad_dev.jsonl.gz
 
 Each variant is the same pre-training run (same data, seeds, steps) with another
 refresh. `--base` is the workdir of a pre-training run, whose config is taken;
@@ -23,10 +24,18 @@ every run.
   adaptive              a version where the old one finds less than 0.9 of what
                         fresh embeddings would, looked at every E steps
 
-Prints a JSON line for each variant and seed: zero-shot recall on the dev
-questions at the end, of a fresh index whatever the variant; means over the last
-quarter of the run of the retrieval utility and the loss; the staleness in steps
-(the median of the logged medians), versions used, seconds.
+Of a fine-tuning run as the base:
+
+  finetune_frozen       the document embedder and its index stay (the paper)
+  finetune_stale        it learns, its index stays
+  finetune_fresh        it learns, a version every E steps
+
+Prints a JSON line for each variant and seed: recall on the questions at the end
+(zero-shot after pre-training; fine-tuned, exact match too), of a fresh index
+whatever the variant; means over the last quarter of the run of the retrieval
+utility and the loss; the staleness in steps (the median of the logged medians);
+the mean over swaps of what the old index found of what fresh embeddings would;
+versions used, seconds.
 
 Hardware: any; the toy runs take some minutes each on a CPU.
 *Not run.*
@@ -51,52 +60,54 @@ _TOY = 'runs/refresh_ablation/toy'
 _EVERY = 25
 
 
-def variants(every: int, num_rows: int) -> dict[str, dict[str, Any]]:
-  """The keys of `refresh` of each variant."""
-
-  def delayed(times: int) -> dict[str, Any]:
+def variants(stage: str, every: int, num_rows: int) -> dict[str, Any]:
+  """The keys of the config that each variant changes."""
+  fresh = {'where': 'in_process', 'every': every}
+  none = {'where': 'none'}
+  if stage == 'finetune':
     return {
-      'where': 'in_process',
-      'policy': 'simulate_delay',
-      'every': every,
-      'delay_steps': times * every,
+      'frozen': {'refresh': none},
+      'stale': {'train_document_embedder': True, 'refresh': none},
+      'fresh': {'train_document_embedder': True, 'refresh': fresh},
     }
 
+  def delayed(times: int) -> dict[str, Any]:
+    delay = {'policy': 'simulate_delay', 'delay_steps': times * every}
+    return {**fresh, **delay}
+
   rolling = {'where': 'rolling', 'rows_per_step': -(-num_rows // every)}
-  return {
-    'fresh': {'where': 'in_process', 'every': every},
+  refresh = {
+    'fresh': fresh,
     'delay_1': delayed(1),
     'delay_3': delayed(3),
     'delay_10': delayed(10),
-    'never': {'where': 'none'},
-    'write_back': {'where': 'none', 'write_back': True},
-    'write_back_next': {
-      'where': 'none',
-      'write_back': True,
-      'write_back_next': 8,
-    },
+    'never': none,
+    'write_back': {**none, 'write_back': True},
+    'write_back_next': {**none, 'write_back': True, 'write_back_next': 8},
     'delay_3_write_back': {**delayed(3), 'write_back': True},
     'delay_10_write_back': {**delayed(10), 'write_back': True},
     'rolling': rolling,
     'rolling_write_back': {**rolling, 'write_back': True},
-    'adaptive': {
-      'where': 'in_process',
-      'policy': 'adaptive',
-      'every': every,
-      'min_overlap': 0.9,
-    },
+    'adaptive': {**fresh, 'policy': 'adaptive', 'min_overlap': 0.9},
   }
+  return {name: {'refresh': keys} for name, keys in refresh.items()}
 
 
 def get_config(variant: str = 'fresh') -> ml_collections.ConfigDict:
   """The toy run of a variant; its stages are those of `realm quickstart`."""
-  known = variants(_EVERY, 25 * 32)
+  known = {
+    **{
+      f'finetune_{name}': keys
+      for name, keys in variants('finetune', _EVERY, 0).items()
+    },
+    **variants('pretrain', _EVERY, 25 * 32),
+  }
   if variant not in known:
     raise ValueError(
       f'refresh_ablation.py:{variant}: choose from {", ".join(known)}'
     )
   return ml_collections.ConfigDict(
-    {'corpus': f'{_TOY}/encyclopedia', 'refresh': known[variant]}
+    {'corpus': f'{_TOY}/encyclopedia', **known[variant]}
   )
 
 
@@ -106,35 +117,42 @@ def main() -> None:
   parser.add_argument('--base', help='workdir of a pre-training run')
   parser.add_argument('--every', type=int, default=_EVERY)
   parser.add_argument('--seeds', type=int, nargs='+', default=[0])
-  parser.add_argument('--variants', nargs='+', default=list(variants(1, 1)))
+  parser.add_argument('--variants', nargs='+', help='default: all')
+  help = 'of the evaluation; default: dev_questions of the base'
+  parser.add_argument('--questions', help=help)
   parser.add_argument('--num_steps', type=int, help='default: of the base')
   flags = parser.parse_args()
   folder = pathlib.Path(flags.workdir)
   base = pathlib.Path(flags.base) if flags.base else folder / 'toy' / 'pretrain'
   if not flags.base and not (folder / 'toy' / 'summary.json').exists():
     run('quickstart', '--workdir', folder / 'toy')
-  config = Workdir.open(base).config.to_dict()
+  opened = Workdir.open(base)
+  stage, config = opened.stage, opened.config.to_dict()
   if flags.num_steps:
     config['num_steps'] = flags.num_steps
   num_rows = Corpus.open(config['corpus']).num_blocks
+  known = variants(stage, flags.every, num_rows)
+  prefix = 'finetune_' if stage == 'finetune' else ''
   for seed in flags.seeds:
-    for name in flags.variants:
-      refresh = variants(flags.every, num_rows)[name]
+    for name in flags.variants or known:
+      changes = known[name]
+      refresh = changes['refresh']
       if 'rows_per_step' in refresh:  # a multiple of any mesh.data up to 64
         refresh['rows_per_step'] = -(-refresh['rows_per_step'] // 64) * 64
-      workdir = folder / f'{name}_{seed}'
+      refresh.setdefault('batch_size', config['refresh']['batch_size'])
+      workdir = folder / f'{prefix}{name}_{seed}'
       began = time.monotonic()
-      values = flat({**config, 'seed': seed, 'refresh': refresh})
+      values = flat({**config, 'seed': seed, **changes})
       run(
-        'pretrain',
-        *('--config', f'{__file__}:{name}', '--workdir', workdir),
+        stage,
+        *('--config', f'{__file__}:{prefix}{name}', '--workdir', workdir),
         *(f'--config.{key}={value}' for key, value in values.items()),
       )
       seconds = round(time.monotonic() - began)
       run('refresh', '--workdir', workdir)
-      asked = ('--questions', config['dev_questions'])
+      asked = ('--questions', flags.questions or config['dev_questions'])
       run('evaluate', '--workdir', workdir, *asked, '--output', workdir / 'dev')
-      line = {'variant': name, 'seed': seed, **report(workdir)}
+      line = {'variant': f'{prefix}{name}', 'seed': seed, **report(workdir)}
       print(json.dumps(line | {'seconds': seconds}), flush=True)
 
 
@@ -163,17 +181,19 @@ def report(workdir: pathlib.Path) -> dict[str, Any]:
     line for line in logged if line['step'] > 0.75 * logged[-1]['step']
   ]
 
-  def mean(name: str) -> float:
-    return round(statistics.fmean(line[name] for line in quarter), 4)
-
-  return {
-    **{key: scores[key]['value'] for key in ('recall@1', 'recall@5')},
-    'retrieval_utility': mean('retrieval_utility'),
-    'loss': mean('loss'),
-    'staleness_p50': statistics.median(
-      line['staleness_p50'] for line in logged
-    ),
-    'versions_used': len(files.read_lines(workdir / 'swaps.jsonl')),
+  found = {
+    key: scores[key]['value']
+    for key in ('recall@1', 'recall@5', 'exact_match')
+    if key in scores
+  }
+  for name in ('retrieval_utility', 'loss'):
+    if name in logged[-1]:
+      found[name] = round(statistics.fmean(line[name] for line in quarter), 4)
+  if 'staleness_p50' in logged[-1]:
+    ages = [line['staleness_p50'] for line in logged]
+    found['staleness_p50'] = statistics.median(ages)
+  return found | {
+    'versions_used': len(files.read_lines(workdir / 'swaps.jsonl'))
   }
 
 

@@ -134,6 +134,8 @@ _COMMON: dict[str, dict[str, Any]] = {
   },
 }
 
+# Scores are 128 cosines, those of the checkpoint 384 (wiki_small): temperatures
+# go with them.
 _SCRATCH: dict[str, dict[str, Any]] = {
   'ict': {
     'init_from': '',
@@ -143,6 +145,9 @@ _SCRATCH: dict[str, dict[str, Any]] = {
     'score_temperature': 8.0,
     'optimizer': {'learning_rate': 1e-3, 'warmup_steps': 50},
   },
+  'copy': {'score_temperature': 16.0},
+  'pretrain': {'score_temperature': 16.0},
+  'finetune': {'score_temperature': 8.0},
 }
 
 

@@ -18,7 +18,10 @@ ARGUMENTS = {
     'delay_10_write_back',
     'rolling_write_back',
     'adaptive',
+    'finetune_frozen',
+    'finetune_fresh',
   ),
+  'wiki_tiny.py': ('off_the_shelf', 'mlm', 'copy', 'pretrain', 'finetune'),
   'wiki_small.py': (
     'off_the_shelf',
     'ict',
