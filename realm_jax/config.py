@@ -240,11 +240,6 @@ class Config:
     ):
       section.validate()
     on_hosts = self.index.kind == 'scann_host'
-    if on_hosts and self.refresh.changes_rows():
-      raise ValueError(
-        'index.kind: scann_host has no rows on the devices for '
-        'refresh.write_back or refresh.where rolling to change'
-      )
     if on_hosts and self.refresh.policy == 'adaptive':
       raise ValueError(
         'refresh.policy: adaptive looks into rows on the devices; index.kind '

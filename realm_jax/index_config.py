@@ -68,7 +68,9 @@ class IndexConfig:
       self._check(name, fraction, 'a fraction in [0, 1]')
     name = 'anisotropic_quantization_threshold'
     self._check(name, 0 <= getattr(self, name) < 1, 'in [0, 1)')
-    if self.num_leaves and self.num_leaves_to_search > self.num_leaves:
+    # Of scann they are the tiles that a leaf is cut into.
+    most = self.num_leaves if self.kind == 'scann_host' else 0
+    if most and self.num_leaves_to_search > most:
       raise ValueError(
         f'index.num_leaves_to_search: {self.num_leaves_to_search}, is more '
         f'than index.num_leaves {self.num_leaves}'

@@ -164,7 +164,7 @@ def read(
   """
   if config.index.kind == 'scann_host':
     own = shards.owned(manifest.options['num_shards'])
-    return scann_host.load(index, manifest, own)
+    return scann_host.load(index, manifest, own, *_searched(manifest, config))
   if config.index.kind != 'scann':
     return None
   count = manifest.options['num_shards']
@@ -201,9 +201,19 @@ def shapes(config: Config, num_rows: int) -> dict[str, jax.ShapeDtypeStruct]:
   )
 
 
+def _searched(manifest: versions.Manifest, config: Config) -> tuple[int, int]:
+  """Leaves and reordered rows of a search: those given, else as measured."""
+  given, measured = config.index, manifest.options
+  return (
+    given.num_leaves_to_search or measured['num_leaves_to_search'],
+    given.reordering_num_neighbors or measured['reordering_num_neighbors'],
+  )
+
+
 def tree(
   parts: dict[int, scann_build.Part],
   manifest: versions.Manifest,
+  config: Config,
   mesh: jax.sharding.Mesh,
 ) -> scann.Tree:
   """Puts trees on the devices that hold their rows."""
@@ -219,10 +229,9 @@ def tree(
       (count, *some[name].shape), mesh_lib.rows_sharding(mesh), shards_of
     )
 
+  leaves, reorder = _searched(manifest, config)
   return scann.Tree(
-    **{name: put(name) for name in some},
-    leaves=manifest.options['num_leaves_to_search'],
-    reorder=manifest.options['reordering_num_neighbors'],
+    **{name: put(name) for name in some}, leaves=leaves, reorder=reorder
   )
 
 

@@ -210,8 +210,9 @@ def _measure(
   """
   if config.index.kind == 'exact':
     recall = probe.recall()
-    if base is not None and base.manifest.recall:
-      # Of copied rows it is not seen what rounding did to them.
+    if base is not None and base.manifest.kind == 'exact':
+      # Of copied rows it is not seen what rounding did to them. (The recall of
+      # another kind is that of its codes.)
       recall = {
         name: min(value, base.manifest.recall.get(name, value))
         for name, value in recall.items()

@@ -90,5 +90,5 @@ def put_version(
   tree = None
   if isinstance(parts, dict):
     assert manifest is not None
-    tree = approximate.tree(parts, manifest, mesh)
+    tree = approximate.tree(parts, manifest, config, mesh)
   return dataclasses.replace(index, rows_NE=rows_NE, tree=tree)

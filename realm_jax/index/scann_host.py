@@ -73,8 +73,20 @@ class Searchers:
   def search(
     self, query_BE: np.ndarray, k: int
   ) -> tuple[np.ndarray, np.ndarray]:
-    """The k best of these shards' rows; as search.search, in numpy."""
+    """The k best of these shards' rows; as search.search, in numpy.
+
+    Raises:
+      ValueError: k below 1, or a query that is not finite; names them.
+    """
+    if k < 1:
+      raise ValueError(f'search: k is {k}, must be at least 1')
     query_BE = np.ascontiguousarray(query_BE, np.float32)
+    if not np.isfinite(query_BE).all():
+      wrong_b = np.flatnonzero(~np.isfinite(query_BE).all(1))
+      raise ValueError(
+        f'search: {len(wrong_b)} of {len(query_BE)} queries are not finite, '
+        f'the first is number {wrong_b[0]}'
+      )
     found = [
       _search(searcher, query_BE, k, self.leaves, self.reorder)
       for searcher in self.by_shard.values()
@@ -166,7 +178,11 @@ def save(
 
 
 def load(
-  index: epath.PathLike, manifest: versions.Manifest, wanted: range
+  index: epath.PathLike,
+  manifest: versions.Manifest,
+  wanted: range,
+  leaves: int,
+  reorder: int,
 ) -> Searchers:
   """Reads searchers of a committed version, several at a time.
 
@@ -174,6 +190,8 @@ def load(
     index: Workdir.index.
     manifest: of the version.
     wanted: shards.
+    leaves: as in Searchers.
+    reorder: as in Searchers.
 
   Raises:
     ValueError: a file is damaged; names it.
@@ -182,12 +200,7 @@ def load(
   with concurrent.futures.ThreadPoolExecutor(8) as pool:
     found = pool.map(lambda shard: _load(index, manifest, shard), there)
     by_shard = dict(zip(there, found, strict=True))
-  options = manifest.options
-  return Searchers(
-    by_shard,
-    options['num_leaves_to_search'],
-    options['reordering_num_neighbors'],
-  )
+  return Searchers(by_shard, leaves, reorder)
 
 
 def _load(
@@ -209,14 +222,18 @@ def _search(
   searcher: Searcher, query_BE: np.ndarray, k: int, leaves: int, reorder: int
 ) -> tuple[np.ndarray, np.ndarray]:
   k = min(k, len(searcher.row_n))
-  place_BK, score_BK = searcher.library.search_batched_parallel(
-    query_BE,
-    final_num_neighbors=k,
-    pre_reorder_num_neighbors=max(reorder, k),
-    leaves_to_search=leaves,  # the library takes all for more
-    batch_size=min(QUERIES, -(-len(query_BE) // threads())),
-  )
-  missing_BK = np.isnan(score_BK)
+  while True:
+    place_BK, score_BK = searcher.library.search_batched_parallel(
+      query_BE,
+      final_num_neighbors=k,
+      pre_reorder_num_neighbors=max(reorder, k),
+      leaves_to_search=leaves,  # the library takes all for more
+      batch_size=min(QUERIES, -(-len(query_BE) // threads())),
+    )
+    missing_BK = np.isnan(score_BK)
+    if leaves >= len(searcher.row_n) or not missing_BK.any():
+      break
+    leaves *= 2  # a long result needs enough leaves to be filled from
   place_BK[missing_BK] = 0
   row_BK = searcher.rows(place_BK)
   row_BK[missing_BK], score_BK[missing_BK] = -1, -np.inf
@@ -244,10 +261,19 @@ class HostIndex:
     self, query_BE: np.ndarray, k: int
   ) -> tuple[np.ndarray, np.ndarray]:
     """The k best rows of all processes, which ask together."""
-    longer = k if self.alive_N is None else k + min(k, (~self.alive_N).sum())
-    score_BK, row_BK = self.searchers.search(query_BE, int(longer))
+    score_BK, row_BK = self.searchers.search(query_BE, k)
     if self.alive_N is not None:
-      score_BK = np.where(self.alive_N[row_BK], score_BK, -np.inf)
+      longer = k
+      while True:
+        full_B = (row_BK >= 0).all(1)
+        gone_BK = (row_BK >= 0) & ~self.alive_N[row_BK]
+        score_BK = np.where(gone_BK, -np.inf, score_BK)
+        row_BK = np.where(gone_BK, -1, row_BK)
+        short_B = full_B & ((row_BK >= 0).sum(1) < k)
+        if not any(processes.gather(bool(short_B.any()))):
+          break
+        longer *= 2
+        score_BK, row_BK = self.searchers.search(query_BE, longer)
     everyone = processes.gather([shards.finite(score_BK), row_BK.tolist()])
     return shards.best([tuple(map(np.array, x)) for x in everyone], k)
 

@@ -45,7 +45,7 @@ def search(
 
   Args:
     index: rows to search.
-    query_BE: queries, any B.
+    query_BE: queries, at least one.
     k: rows to return.
     exclude_BX: rows that a query must not return, padded with -1.
 
@@ -54,8 +54,10 @@ def search(
     of row. A place that cannot be filled has score -inf and row -1.
 
   Raises:
-    ValueError: k below 1, or another E than the index has.
+    ValueError: k below 1, no query, no row, or another E than the index has.
   """
+  if k < 1:
+    raise ValueError(f'search: k is {k}, must be at least 1')
   if exclude_BX is None:
     return _search(index, query_BE, k)
   score_BK, row_BK = _search(index, query_BE, k + exclude_BX.shape[1])
@@ -110,10 +112,13 @@ def drop_excluded(
 def _search(
   index: Index, query_BE: jax.Array, k: int
 ) -> tuple[jax.Array, jax.Array]:
-  if k < 1:
-    raise ValueError(f'search: k is {k}, must be at least 1')
   if index.rows_NE is None:
     raise ValueError('search: the rows of this index are with the hosts')
+  if 0 in (len(query_BE), len(index.rows_NE)):
+    raise ValueError(
+      f'search: {len(query_BE)} queries among {len(index.rows_NE)} rows; there '
+      'must be some of both'
+    )
   if query_BE.shape[1] != index.rows_NE.shape[1]:
     raise ValueError(
       f'search: queries have {query_BE.shape[1]} dimensions, the index has '

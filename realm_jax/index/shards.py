@@ -10,7 +10,7 @@ import numpy as np
 from realm_jax.config import Config
 from realm_jax.parallel import mesh as mesh_lib
 
-_NONE = -1e38
+_NONE = float(np.finfo(np.float32).min)  # exact as float32 and as JSON
 _PARTITION = 8  # so many times k are not sorted whole
 
 

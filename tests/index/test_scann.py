@@ -1,5 +1,7 @@
 """The ScaNN kinds: trees on the devices, searchers of the library."""
 
+from typing import ClassVar
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -57,18 +59,20 @@ def trees(rows, valid, leaves):
   return dict(enumerate(built))
 
 
-class Options:
-  """Stands for a manifest."""
+class Manifest:
+  """Stands for one."""
 
-  def __init__(self, leaves, reorder):
-    self.options = {
-      'num_shards': SHARDS,
-      'num_leaves_to_search': leaves,
-      'reordering_num_neighbors': reorder,
-    }
+  options: ClassVar = {
+    'num_shards': SHARDS,
+    'num_leaves_to_search': 1,
+    'reordering_num_neighbors': 1,
+  }
 
 
 def index_of(parts, rows, valid, leaves, reorder, mesh):
+  # What a run asks for counts, not what a build had found.
+  given = {'num_leaves_to_search': leaves, 'reordering_num_neighbors': reorder}
+  config = config_lib.from_dict({'index': {'kind': 'scann', **given}})
   n = len(rows)
   total = SHARDS * shards.size(n, SHARDS)
 
@@ -81,7 +85,7 @@ def index_of(parts, rows, valid, leaves, reorder, mesh):
     put(rows),
     put(valid),
     put(np.zeros((n, 2), np.uint16)),
-    tree=approximate.tree(parts, Options(leaves, reorder), mesh),
+    tree=approximate.tree(parts, Manifest, config, mesh),
   )
 
 
@@ -218,6 +222,65 @@ def test_the_library_is_searched_like_the_rest(n, removed):
   assert row.dtype == np.int32
   np.testing.assert_array_equal(row, want_row)
   np.testing.assert_allclose(score, want_score, rtol=1e-5)
+
+
+# Of one length, about as what an embedder gives.
+ROWS = clustered(10_000)
+ROWS /= np.linalg.norm(ROWS, axis=1, keepdims=True)
+
+
+@pytest.fixture(scope='module', params=[0.0, 1.5])
+def searcher(request):
+  options = {'num_leaves': 40, 'soar_lambda': request.param}
+  config = config_lib.from_dict({'index': options})
+  row = np.arange(10_000, dtype=np.int32)
+  return scann_host.build(ROWS, row, config, 2)
+
+
+class TestSearchers:
+  """Of one shard whose rows the library codes."""
+
+  def test_recall(self, searcher):
+    query = ROWS[::200] + clustered(50, seed=1) / 20
+    alive = np.ones(10_000, bool)
+    want = brute(ROWS, alive, query, 8)[1]
+    found = scann_host.Searchers({0: searcher}, 8, 400).search(query, 8)[1]
+    assert recall.recall_of(found, want) >= 0.95
+    less = scann_host.Searchers({0: searcher}, 1, 8).search(query, 8)[1]
+    assert recall.recall_of(less, want) < recall.recall_of(found, want)
+
+  def test_a_long_result_is_filled(self, searcher):
+    query = clustered(5, seed=1)
+    searchers = scann_host.Searchers({0: searcher}, 1, 10)
+    score, row = searchers.search(query, 3000)
+    assert (row >= 0).all() and (np.diff(score, axis=1) <= 0).all()
+    assert all(len(set(found)) == 3000 for found in row)
+
+  @pytest.mark.parametrize('k', [1, 8])
+  def test_what_was_removed_is_not_found(self, searcher, k):
+    query = clustered(5, seed=1)
+    alive = np.ones(10_000, bool)
+    alive[brute(ROWS, alive, query, 100)[1]] = False
+    searchers = scann_host.Searchers({0: searcher}, 40, 10_000)
+    index = scann_host.HostIndex(None, searchers, alive_N=alive)
+    score, row = index.search(query, k)
+    want_score, want_row = brute(ROWS, alive, query, k)
+    np.testing.assert_array_equal(row, want_row)
+    np.testing.assert_allclose(score, want_score, rtol=1e-5)
+    alive[:] = False
+    alive[7] = True
+    score, row = index.search(query, 2)
+    assert row.tolist() == [[7, -1]] * 5
+    assert (score[:, 1] == -np.inf).all()
+
+  def test_queries_that_are_none_are_refused(self, searcher):
+    searchers = scann_host.Searchers({0: searcher}, 8, 100)
+    query = clustered(5, seed=1)
+    with pytest.raises(ValueError, match='k is 0'):
+      searchers.search(query, 0)
+    query[3, 2] = np.nan
+    with pytest.raises(ValueError, match=r'1 of 5 queries .* number 3'):
+      searchers.search(query, 8)
 
 
 class TestChoose:

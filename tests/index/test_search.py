@@ -189,6 +189,10 @@ def test_k_and_dimensions_are_checked():
   with jax.set_mesh(mesh):
     with pytest.raises(ValueError, match='k is 0'):
       search(index, jnp.zeros((1, 3)), 0)
+    with pytest.raises(ValueError, match='k is 0'):
+      search(index, jnp.zeros((1, 3)), 0, jnp.zeros((1, 2), jnp.int32))
+    with pytest.raises(ValueError, match='0 queries among 4 rows'):
+      search(index, jnp.zeros((0, 3)), 1)
     with pytest.raises(ValueError, match='4 dimensions, the index has 3'):
       search(index, jnp.zeros((1, 4)), 1)
 
