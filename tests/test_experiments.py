@@ -21,7 +21,7 @@ ARGUMENTS = {
     'finetune_frozen',
     'finetune_fresh',
   ),
-  'wiki_tiny.py': ('off_the_shelf', 'mlm', 'copy', 'pretrain', 'finetune'),
+  'wiki_tiny.py': ('off_the_shelf', 'copy', 'pretrain', 'finetune'),
   'wiki_small.py': (
     'off_the_shelf',
     'ict',
@@ -52,6 +52,7 @@ NOT_RUN = (
   'pretrain_ccnews.py',
   'pretrain_wiki.py',
   'refresh_ablation.py',
+  'wiki_tiny.py',
 )
 
 

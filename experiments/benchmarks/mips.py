@@ -11,7 +11,8 @@ All in one process and one run: every kind has a pool of `--threads` threads,
 every setting one warm-up and then the median of five times, each the mean of
 searches for all queries at once that take 50 ms together. Recall is against
 float64 brute force: a row counts that scores no less than the k-th. Memory is
-what the process's peak grows by during the searches. At each recall the four
+what XLA's program needs beside the index; of other kinds what the process's
+peak grows by after the warm-up. At each recall the four
 fastest settings of every kind that reach it are then timed again, by turns and
 `--turns` times: best is the fastest of these. A sweep takes minutes, in which
 the speed of a machine that others use changes up to twofold. `scann_library`
@@ -35,13 +36,13 @@ wiki_small.py pre-trained; 5,000,000 with `--leaves 4096`:
 
 At 500,000 rows (`--turns 20`; of 20 times the slowest is 1.5 to 1.8 times the
 fastest, of IVF-PQ at 0.95 3.9): `exact` is 9.9 (float32) and 10.1 to 10.4 times
-(bfloat16) FAISS's flat index, in 7 and 0.1 MB beside 256 and 128 MB of rows;
+(bfloat16) FAISS's flat index, with 6.4 MB beside 256 and 128 MB of rows;
 `scann` is 6.1 and 6.4 times `exact`; `scann_host` is 0.98 and 1.01 times the
 library called directly (one setting, 600 times by turns: 0.97, with more leaves
 0.98) and 1.12 and 1.14 times FAISS's product codes. Before that, without turns:
 1.2 and 1.4 times, and `scann` 7.6 times `exact`. With few rows of many
 dimensions `scann` is slower than `exact`. Of the others: `exact` is 11 and 13
-times the flat index at 5,000,000 rows, in 7 and 0.1 MB; `scann_host` 0.82 of
+times the flat index at 5,000,000 rows; `scann_host` 0.82 of
 the product codes there, 0.92 and 0.97 of MiniLM, 0.86 and 0.94 of `own`.
 Builds at 500,000 rows, s: scann 22, scann_host 18, IVF-PQ 4 to 8.
 """
@@ -134,13 +135,16 @@ def measure(
   gc.collect()
   before = reset_peak()
   seconds = [_seconds(point.search, query_BE) for _ in range(_REPEATS)]
+  extra = peak_bytes() - before
+  if point.temporaries:
+    extra = point.temporaries(query_BE)
   return {
     **point.options,
     **_times(seconds, len(query_BE)),
     'recall': round(recall(rows_NE, query_BE, row_BK, least_B), 4),
     'build_seconds': round(point.build_seconds, 2),
     'bytes': point.size,
-    'extra_bytes': peak_bytes() - before,
+    'extra_bytes': extra,
   }
 
 

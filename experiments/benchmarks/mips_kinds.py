@@ -39,12 +39,15 @@ class Point(NamedTuple):
     search: queries [B, E] to rows [B, k].
     build_seconds: of what it searches.
     size: bytes of what it searches, rows included where they are rescored.
+    temporaries: bytes that XLA's program for some queries needs beside these;
+      None: it is not XLA's.
   """
 
   options: dict[str, Any]
   search: Callable[[np.ndarray], np.ndarray]
   build_seconds: float
   size: int
+  temporaries: Callable[[np.ndarray], int] | None = None
 
 
 def exact(rows_NE: np.ndarray, flags: argparse.Namespace) -> Iterator[Point]:
@@ -57,6 +60,7 @@ def exact(rows_NE: np.ndarray, flags: argparse.Namespace) -> Iterator[Point]:
       _device_search(index, flags.k),
       seconds,
       index.rows_NE.nbytes,
+      _temporaries(index, flags.k),
     )
 
 
@@ -97,8 +101,9 @@ def scann_devices(
         'num_leaves_to_search': searched,
         'reordering_num_neighbors': reorder,
       }
-      search = _device_search(dataclasses.replace(index, tree=tree), flags.k)
-      yield Point(options, search, seconds, bytes_)
+      whole = dataclasses.replace(index, tree=tree), flags.k
+      search, extra = _device_search(*whole), _temporaries(*whole)
+      yield Point(options, search, seconds, bytes_, extra)
 
 
 def scann_hosts(
@@ -284,10 +289,20 @@ def _put(rows_NE: np.ndarray, dtype: str, total: int | None) -> Index:
 
 
 def _device_search(index: Index, k: int) -> Callable[[np.ndarray], np.ndarray]:
-  search = jax.jit(search_index, static_argnums=2)
-
   def run(query_BE: np.ndarray) -> np.ndarray:
     with jax.set_mesh(_mesh()):
-      return np.asarray(search(index, query_BE, k)[1])
+      return np.asarray(_search(index, query_BE, k)[1])
 
   return run
+
+
+def _temporaries(index: Index, k: int) -> Callable[[np.ndarray], int]:
+  def measure(query_BE: np.ndarray) -> int:
+    with jax.set_mesh(_mesh()):
+      compiled = _search.lower(index, query_BE, k).compile()
+    return compiled.memory_analysis().temp_size_in_bytes
+
+  return measure
+
+
+_search = jax.jit(search_index, static_argnums=2)

@@ -43,7 +43,7 @@ def parser(description: str, workdir: str) -> argparse.ArgumentParser:
   """The flags that every such experiment has; `workdir` is the default."""
   parser = argparse.ArgumentParser(description=description)
   parser.add_argument('--data', required=True, help='directory of the inputs')
-  help = 'Hugging Face directory of the checkpoint to start from'
+  help = 'Hugging Face directory, or workdir, to start from'
   parser.add_argument('--bert', default='', help=help)
   parser.add_argument('--workdir', default=workdir)
   help = '3 steps a stage on a few hundred passages: do the stages chain?'

@@ -86,9 +86,14 @@ def build_version(
     _agree_on(next(filter(None, processes.gather(problem)), None))
     assert written is not None
     writer, probe = written
-    recall, parts = _measure(
-      index, version, writer, corpus, config, mesh, probe, base
-    )
+    try:
+      recall, parts = _measure(
+        index, version, writer, corpus, config, mesh, probe, base
+      )
+    except OSError as error:
+      if processes.alone():
+        raise Unpublished(str(error)) from error
+      raise  # the others wait for this process: the run ends
     _check_recall(index, version, recall, config)
     problem = _commit(
       writer,

@@ -122,9 +122,15 @@ class Follower:
       return  # the first process is gone; the watch ends this one
 
   def _follow(self) -> None:
-    began = time.monotonic()
+    began, said = time.monotonic(), ''
     while not self._stop.wait(self._wait_seconds(began)):
-      offered = self._offered()
+      try:
+        offered = self._offered()
+      except OSError as problem:  # a store that does not answer may yet
+        if str(problem) != said:
+          said = str(problem)
+          print(f'index versions: {said}; looked at again', file=sys.stderr)
+        continue
       if offered is None:
         continue
       began = time.monotonic()

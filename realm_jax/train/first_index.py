@@ -72,13 +72,13 @@ class Choice:
       if record['index_version'] is not None:  # a workdir may have moved
         index, version = own, record['index_version']
       if version in versions.list_versions(index):
-        self.check(versions.read_manifest(index, version))
+        self.check(versions.read_manifest(index, version), index)
         return {'index': str(index), 'version': version}
     if resumed_step is None and self._config.index_from:
       self._check_shared()
     for index in (own,) if shared is None else (own, shared):
       for manifest in reversed(versions.readable(index)):
-        if self._fits(manifest) and manifest.embedder_digest == digest:
+        if self._fits(manifest, index) and manifest.embedder_digest == digest:
           return {'index': str(index), 'version': manifest.version}
     return None
 
@@ -105,24 +105,35 @@ class Choice:
           f'not in {index}; keep more of them (index.keep)'
         )
       manifest = versions.read_manifest(index, version)
-      self.check(manifest)
+      self.check(manifest, index)
       places[line['step']] = Place(index, manifest, ours)
     if not places:
       raise ValueError(f'refresh.replay {log}: has no swaps')
     return places
 
-  def check(self, manifest: versions.Manifest) -> None:
-    """Raises ValueError for a version that must not be used here."""
+  def check(
+    self, manifest: versions.Manifest, index: epath.Path | None = None
+  ) -> None:
+    """Raises ValueError for a version that must not be used here.
+
+    Args:
+      manifest: of the version.
+      index: where it lies; None: in this run's own index. Its embedder must be
+        the one recorded in that workdir when its checkpoint was saved.
+    """
+    path = (index or self._workdir.index).parent
+    record = checkpoints.read_record(path, manifest.checkpoint_step)
     versions.check(
       manifest,
       corpus_fingerprint=self._corpus.fingerprint,
       tokenizer_digest=self._corpus.tokenizer_digest,
+      embedder_digest=record['embedder_digest'],
     )
     approximate.check(manifest, self._config)
 
-  def _fits(self, manifest: versions.Manifest) -> bool:
+  def _fits(self, manifest: versions.Manifest, index: epath.Path) -> bool:
     try:
-      self.check(manifest)
+      self.check(manifest, index)
     except ValueError:
       return False
     return True
@@ -134,4 +145,4 @@ class Choice:
     newest = max(versions.list_versions(shared), default=None)
     if newest is None:
       raise ValueError(f'config.index_from: {shared} has no index version')
-    self.check(versions.read_manifest(shared, newest))
+    self.check(versions.read_manifest(shared, newest), shared)

@@ -71,7 +71,7 @@ def read_json(path: epath.PathLike) -> Any:
   """Reads a JSON file; ValueError names the file when it is not JSON."""
   try:
     return json.loads(epath.Path(path).read_text())
-  except json.JSONDecodeError as error:
+  except (json.JSONDecodeError, UnicodeDecodeError) as error:
     raise ValueError(f'{path}: not a JSON file ({error})') from error
 
 

@@ -37,13 +37,13 @@ class Lease:
     self._done = threading.Event()
     self._beats = threading.Thread(target=self._beat, daemon=True)
     self._text = ''
+    self._lock = threading.Lock()  # of both, between the beats and who takes
 
   def take(self, versions: Iterable[int] = ()) -> None:
     """Takes a lease on versions; the one taken before ends after it."""
     if not _writable(self._directory):
       return
-    before = self._held
-    self._text = json.dumps(
+    text = json.dumps(
       {
         'role': self._role,
         'versions': sorted(versions),
@@ -53,7 +53,10 @@ class Lease:
       }
     )
     path = self._directory / f'{self._role}-{uuid.uuid4().hex}.json'
-    self._held = path, _write_locked(path, self._text)
+    with self._lock:
+      before = self._held
+      self._held = path, _write_locked(path, text)
+      self._text = text
     if before:
       _drop(*before)
     if not self._beats.is_alive():
@@ -69,14 +72,18 @@ class Lease:
 
   def _beat(self) -> None:
     while not self._done.wait(_BEAT_SECONDS):
-      held = self._held
-      # One that was replaced just now needs no beat; a store that does not
-      # answer may by the next one.
-      with contextlib.suppress(OSError):
-        if held and files.is_local(held[0]):
-          os.utime(held[0])
-        elif held:
-          held[0].write_text(self._text)
+      # A store that does not answer may by the next beat.
+      with contextlib.suppress(OSError), self._lock:
+        if not self._held:
+          continue
+        path, file = self._held
+        if not files.is_local(path):
+          path.write_text(self._text)
+        elif path.exists():
+          os.utime(path)
+        else:  # taken for dead: this machine slept, or a clock leapt
+          self._held = path, _write_locked(path, self._text)
+          file.close()
 
 
 @contextlib.contextmanager
@@ -114,7 +121,8 @@ def living(workdir: epath.PathLike) -> list[dict[str, Any]]:
       continue
     half = path.name.startswith('.')  # being written, or by one that died
     try:
-      lease = {} if half else files.read_json(path)
+      lease = {} if half else _read(path)
+      half = half or not lease
       if files.is_local(path) and lease.get('kernel') == _kernel():
         lives = _is_locked(path)
       else:
@@ -177,6 +185,14 @@ def _drop(path: epath.Path, file: Any) -> None:
   path.unlink(missing_ok=True)
   if file is not None:
     file.close()
+
+
+def _read(path: epath.Path) -> dict[str, Any]:
+  """A lease; empty: it was torn when its machine, and its process, died."""
+  try:
+    return files.read_json(path)
+  except ValueError:
+    return {}
 
 
 def _is_locked(path: epath.Path) -> bool:

@@ -220,11 +220,11 @@ def prune(
       continue
     path = directory(index, version)
     manifest = path / 'manifest.json'
-    text = manifest.read_text()
-    manifest.unlink()
+    hidden = manifest.rename(path / 'hidden.json')  # whatever is in it
     files.sync_directory(path)
     if version in in_use():
-      files.write_text(manifest, text)
+      hidden.rename(manifest)
+      files.sync_directory(path)
       continue
     path.rmtree()
     deleted.append(version)

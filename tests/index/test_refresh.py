@@ -153,21 +153,24 @@ def test_sigterm_in_a_build(make_run, config, monkeypatch):
   assert [x.version for x in manifests(workdir)] == [1]
 
 
+@pytest.mark.parametrize(
+  'place, name', [(rows.VersionWriter, 'finish'), (build, '_measure')]
+)
 def test_what_cannot_be_written_is_tried_again(
-  make_run, config, monkeypatch, capsys
+  make_run, config, monkeypatch, capsys, place, name
 ):
   workdir = make_run(config, steps=(1,))
-  finish, left = rows.VersionWriter.finish, []
+  write, left = getattr(place, name), []
 
-  def fail_once(self):
+  def fail_once(*arguments):
     if left:
-      return finish(self)
+      return write(*arguments)
     # What the disk has room for is on it.
     left.extend(workdir.index.iterdir())
     files.write_json(workdir.path / 'finished.json', {'step': 1})
     raise OSError(28, 'No space left on device', '000001')
 
-  monkeypatch.setattr(rows.VersionWriter, 'finish', fail_once)
+  monkeypatch.setattr(place, name, fail_once)
   assert refresh(str(workdir.path), follow=True) == 0
   assert [path.name for path in left] == ['000001']
   assert 'step 1 has no version: [Errno 28]' in capsys.readouterr().err
@@ -371,6 +374,33 @@ def test_follower_waits_for_a_slow_store_and_its_loop_does_not(
   finally:
     answers.set()
     follower.close()
+
+
+def test_follower_outlives_a_store_that_does_not_answer(
+  tmp_path, monkeypatch, capsys
+):
+  index = tmp_path / 'index'
+  index.mkdir()
+  publish(index, 1)
+  list_versions, asked = versions.list_versions, []
+
+  def failing(path):
+    asked.append(path)
+    if len(asked) < 4:
+      raise OSError(5, 'Input/output error', str(path))
+    return list_versions(path)
+
+  monkeypatch.setattr(versions, 'list_versions', failing)
+  follower = Follower(index, 0, lambda _: None, lambda rows: (0, rows), 0.01)
+  try:
+    deadline = time.monotonic() + 10
+    while (ready := follower.take()) is None:
+      assert time.monotonic() < deadline
+      time.sleep(0.01)
+    assert ready.manifest.version == 1
+  finally:
+    follower.close()
+  assert capsys.readouterr().err.count('Input/output error') == 1
 
 
 def test_a_damaged_manifest_does_not_end_a_refresher(make_run, config, capsys):

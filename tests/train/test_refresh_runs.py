@@ -181,3 +181,18 @@ def test_fine_tuning_may_train_what_it_retrieves(tmp_path, corpus):
   with pytest.raises(ValueError, match='but the run there has True'):
     config = small_runs.make_config(corpus, **keys)
     train('finetune', config, str(tmp_path / 'w'))
+
+
+def test_a_version_of_another_embedder_is_refused(
+  tmp_path, corpus, monkeypatch
+):
+  config = make_config(corpus, refresh={'where': 'in_process', 'every': 2})
+  small_runs.terminate_at(monkeypatch, 3)
+  assert train('pretrain', config, str(tmp_path / 'w')) == 75
+  monkeypatch.undo()
+  used = swaps(tmp_path / 'w')[-1]
+  saved = tmp_path / 'w' / 'saved.jsonl'
+  true = checkpoints.read_record(tmp_path / 'w', used[2])['embedder_digest']
+  saved.write_text(saved.read_text().replace(true, 'f' * 64))
+  with pytest.raises(ValueError, match=f'is {true}, expected {"f" * 64}'):
+    train('pretrain', config, str(tmp_path / 'w'))

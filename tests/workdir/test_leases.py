@@ -67,6 +67,28 @@ def test_another_machine_s_lease_expires(tmp_path, name, monkeypatch):
   assert not file.exists()
 
 
+def test_a_torn_lease_is_none(tmp_path):
+  (tmp_path / 'leases').mkdir()
+  file = tmp_path / 'leases' / 'reader-x.json'
+  file.write_text('')
+  assert leases.leased(tmp_path) == set() and file.exists()
+  assert not leases.refresher_lives(tmp_path)
+  os.utime(file, (0, 0))
+  assert leases.leased(tmp_path) == set() and not file.exists()
+
+
+def test_a_lease_that_was_taken_for_dead_is_taken_again(tmp_path, monkeypatch):
+  monkeypatch.setattr(leases, '_BEAT_SECONDS', 0.01)
+  with leases.hold(tmp_path, 'reader', [1]):
+    [file] = (tmp_path / 'leases').glob('*.json')
+    file.unlink()
+    deadline = time.monotonic() + 10
+    while leases.leased(tmp_path) != {1}:
+      assert time.monotonic() < deadline
+      time.sleep(0.01)
+  assert list((tmp_path / 'leases').glob('*.json')) == []
+
+
 def test_a_lease_is_touched(tmp_path, monkeypatch):
   monkeypatch.setattr(leases, '_BEAT_SECONDS', 0.01)
   with leases.hold(tmp_path, 'reader', [1]):
