@@ -43,9 +43,9 @@ class IndexConfig:
   # Quantization errors count where the inner product is at least this share
   # of the row's norm.
   anisotropic_quantization_threshold: float = 0.2
+  soar_lambda: float = 0.0  # rows in a second leaf too, as in SOAR; 0: not
   # Of scann_host.
   dimensions_per_block: int = 2  # that one 4-bit code stands for
-  soar_lambda: float = 0.0  # rows in a second leaf too, as in SOAR; 0: not
 
   def validate(self) -> None:
     for name in (

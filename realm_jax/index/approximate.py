@@ -2,7 +2,8 @@
 
 Each process builds the shards it owns; nothing of them is visible before the
 manifest is. Recall is measured on the probe of the build, and with it the
-options that the config leaves open are chosen.
+options that the config leaves open are chosen: what is recorded is the very
+recall that was looked at, and a little too good.
 """
 
 import functools
@@ -75,7 +76,7 @@ def build(
   rows = shards.size(num_rows, count)
   if config.index.kind == 'scann':
     leaves = scann_build.leaves_of(config, rows)
-    most = scann_build.num_tiles(rows, leaves)
+    most = scann_build.num_tiles(rows, leaves, config.index.soar_lambda)
     trees, files = _build_trees(path, config, mesh, num_rows, own, load, leaves)
 
     def search(leaves: int, reorder: int) -> tuple[np.ndarray, np.ndarray]:
@@ -102,6 +103,7 @@ def build(
   options = {
     'num_shards': count,
     'num_leaves': leaves,
+    'soar_lambda': config.index.soar_lambda,
     'num_leaves_to_search': searched,
     'reordering_num_neighbors': reorder,
   }
@@ -194,6 +196,7 @@ def shapes(config: Config, num_rows: int) -> dict[str, jax.ShapeDtypeStruct]:
       scann_build.build_shard,
       num_leaves=scann_build.leaves_of(config, rows),
       threshold=options.anisotropic_quantization_threshold,
+      soar_lambda=options.soar_lambda,
     ),
     jax.ShapeDtypeStruct((rows, config.model.retrieval_size), jnp.float32),
     jax.ShapeDtypeStruct((rows,), jnp.bool_),
@@ -231,7 +234,10 @@ def tree(
 
   leaves, reorder = _searched(manifest, config)
   return scann.Tree(
-    **{name: put(name) for name in some}, leaves=leaves, reorder=reorder
+    **{name: put(name) for name in some},
+    leaves=leaves,
+    reorder=reorder,
+    copies=2 if manifest.options.get('soar_lambda') else 1,
   )
 
 
@@ -265,6 +271,7 @@ def _build_trees(
       mesh,
       num_leaves=leaves,
       threshold=config.index.anisotropic_quantization_threshold,
+      soar_lambda=config.index.soar_lambda,
     )
     for shard, part in zip(group, built, strict=False):
       trees[shard] = part

@@ -34,7 +34,8 @@ def device_bytes(
   if options.kind == 'scann':
     own = -(-options.num_shards // devices)
     size = shards.size(num_rows, options.num_shards)
-    tiles = scann_build.num_tiles(size, scann_build.leaves_of(config, size))
+    leaves = scann_build.leaves_of(config, size)
+    tiles = scann_build.num_tiles(size, leaves, options.soar_lambda)
     # Codes and row numbers, and a center of each tile.
     version += own * tiles * (scann_build.TILE * (dim + 4) + dim * 4)
   token_bytes = 2 if config.model.vocab_size <= 2**16 else 4

@@ -3,7 +3,9 @@
 Guo et al. 2020 (anisotropic quantization), with a partition tree as in Sun et
 al. 2023. A shard's rows lie in tiles of rows that are near each other. A query
 visits the tiles whose centers it likes best; codes of 8 bits a dimension pick
-`reorder` rows of them, which are scored again from the rows themselves.
+`reorder` rows of them, which are scored again from the rows themselves. With
+`soar_lambda` every row lies in two leaves. With one leaf there is no tree. The
+library's 4-bit codes have no place here: they are looked up, not multiplied.
 
 The queries of a batch that visit one tile are scored together: every tile is
 read about once a batch, however many of them visit it, and the work is matrix
@@ -39,6 +41,7 @@ class Tree:
     leaves: tiles of each shard that a query visits (num_leaves_to_search).
     reorder: rows of each shard that are scored exactly
       (reordering_num_neighbors).
+    copies: leaves that a row lies in.
   """
 
   code_GTRE: jax.Array
@@ -47,6 +50,7 @@ class Tree:
   center_GTE: jax.Array
   leaves: int = dataclasses.field(metadata={'static': True})
   reorder: int = dataclasses.field(metadata={'static': True})
+  copies: int = dataclasses.field(default=1, metadata={'static': True})
 
 
 def top_k(
@@ -70,8 +74,9 @@ def top_k(
   """
   shards, tiles, tile_rows, _ = tree.code_GTRE.shape
   # A long result needs enough tiles to be filled from.
-  leaves = min(max(tree.leaves, 2 * -(-k // tile_rows)), tiles)
-  reorder = min(max(tree.reorder, k), leaves * tile_rows)
+  many = k * tree.copies
+  leaves = min(max(tree.leaves, 2 * -(-many // tile_rows)), tiles)
+  reorder = min(max(tree.reorder, many), leaves * tile_rows)
   size = len(rows_nE) // shards
 
   def shard(g: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -99,6 +104,9 @@ def rescore(
   """The k best of some candidates by their rows; -1 is no candidate."""
   # In order of row, so that equal scores come out so.
   row_BK = jnp.sort(jnp.where(row_BK < 0, len(rows_nE), row_BK), 1)
+  # One that lies in two leaves may have been found in both.
+  twice_BK = jnp.pad(row_BK[:, 1:] == row_BK[:, :-1], ((0, 0), (1, 0)))
+  row_BK = jnp.where(twice_BK, len(rows_nE), row_BK)
   row_BKE = rows_nE.at[row_BK].get(mode='fill', fill_value=0)
   score_BK = jnp.einsum(
     'BE,BKE->BK',

@@ -1,6 +1,7 @@
 """Trees and codes for scann.py, made on the devices, a shard on each."""
 
 import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -24,9 +25,10 @@ def leaves_of(config: Config, rows: int) -> int:
   return min(config.index.num_leaves or -(-rows // TILE), rows)
 
 
-def num_tiles(rows: int, leaves: int) -> int:
+def num_tiles(rows: int, leaves: int, soar_lambda: float = 0.0) -> int:
   """Tiles of a shard, the most that its leaves can need: a static shape."""
-  return rows // TILE + min(leaves, rows)
+  copies = 2 if soar_lambda and leaves > 1 else 1
+  return rows * copies // TILE + min(leaves, rows)
 
 
 def build_parts(
@@ -37,6 +39,7 @@ def build_parts(
   *,
   num_leaves: int,
   threshold: float,
+  soar_lambda: float = 0.0,
 ) -> list[Part]:
   """The trees of some shards, as many as the mesh has devices.
 
@@ -47,12 +50,16 @@ def build_parts(
     mesh: of this process's devices.
     num_leaves: of a shard.
     threshold: anisotropic_quantization_threshold.
+    soar_lambda: 0: a row is in one leaf alone.
 
   Returns:
     For each shard the arrays of a scann.Tree without its first axis.
   """
   build = functools.partial(
-    build_shard, num_leaves=num_leaves, threshold=threshold
+    build_shard,
+    num_leaves=num_leaves,
+    threshold=threshold,
+    soar_lambda=soar_lambda,
   )
 
   def shards(*parts: jax.Array) -> dict[str, jax.Array]:
@@ -71,13 +78,16 @@ def build_parts(
   ]
 
 
-@functools.partial(jax.jit, static_argnames=('num_leaves', 'threshold'))
+@functools.partial(
+  jax.jit, static_argnames=('num_leaves', 'threshold', 'soar_lambda')
+)
 def build_shard(
   rows_nE: jax.Array,
   valid_n: jax.Array,
   shard: jax.Array,
   num_leaves: int,
   threshold: float,
+  soar_lambda: float = 0.0,
 ) -> dict[str, jax.Array]:
   """The tree of one shard; see build_parts."""
   rows_nE = rows_nE.astype(jnp.float32)
@@ -89,8 +99,13 @@ def build_shard(
   sample_mE = rows_nE[order_n[: num_leaves * _SAMPLE]]
   weight_m = valid_n[order_n[: num_leaves * _SAMPLE]].astype(jnp.float32)
   center_TE = train_leaves(sample_mE, weight_m, num_leaves)
-  leaf_n = jnp.where(valid_n, assign(rows_nE, center_TE), num_leaves)
+  leaf_n = assign(rows_nE, center_TE)
+  leaves = [leaf_n]
+  if soar_lambda and num_leaves > 1:
+    leaves.append(spill(rows_nE, center_TE, leaf_n, soar_lambda))
+  leaf_n = jnp.concatenate([jnp.where(valid_n, x, num_leaves) for x in leaves])
   row_TR = cut_tiles(leaf_n, num_leaves)
+  row_TR = jnp.where(row_TR < len(leaf_n), row_TR % n, n)
   member_TRE = rows_nE.at[row_TR].get(mode='fill', fill_value=0)
   there_TR = (row_TR < n)[:, :, None]
   center_TE = jnp.where(there_TR, member_TRE, 0).sum(1) / jnp.maximum(
@@ -130,16 +145,56 @@ def assign(rows_nE: jax.Array, center_TE: jax.Array) -> jax.Array:
   norm_T = jnp.square(center_TE).sum(1) / 2
 
   def nearest(rows_bE: jax.Array) -> jax.Array:
-    near_bT = jnp.einsum('bE,TE->bT', rows_bE, center_TE) - norm_T[None]
-    # An argmax of two plain reductions: XLA's own is many times slower on CPU.
-    best_bT = near_bT == near_bT.max(1, keepdims=True)
-    place_T = jnp.arange(len(center_TE), dtype=jnp.int32)
-    return jnp.where(best_bT, place_T[None], len(center_TE) - 1).min(1)
+    return _argmax(jnp.einsum('bE,TE->bT', rows_bE, center_TE) - norm_T[None])
 
-  n, dim = rows_nE.shape
+  return _by_blocks(nearest, rows_nE)
+
+
+def spill(
+  rows_nE: jax.Array, center_TE: jax.Array, leaf_n: jax.Array, weight: float
+) -> jax.Array:
+  """A second leaf of each row (SOAR: Sun et al. 2023, theorem 3.1).
+
+  A query misses a row where it is like the residual of the row's first leaf.
+  The second is near the row, `weight` times as much along that residual.
+  """
+  norm_T = jnp.square(center_TE).sum(1)
+
+  def second(rows_bE: jax.Array, leaf_b: jax.Array) -> jax.Array:
+    residual_bE = rows_bE - center_TE[leaf_b]
+    length_b1 = jnp.sqrt(jnp.square(residual_bE).sum(1, keepdims=True))
+    unit_bE = residual_bE / jnp.maximum(length_b1, 1e-30)
+    near_bT = 2 * jnp.einsum('bE,TE->bT', rows_bE, center_TE) - norm_T[None]
+    along_b1 = (rows_bE * unit_bE).sum(1, keepdims=True)
+    along_bT = along_b1 - jnp.einsum('bE,TE->bT', unit_bE, center_TE)
+    loss_bT = weight * jnp.square(along_bT) - near_bT
+    first_bT = leaf_b[:, None] == jnp.arange(len(center_TE))[None]
+    return _argmax(jnp.where(first_bT, -jnp.inf, -loss_bT))
+
+  return _by_blocks(second, rows_nE, leaf_n)
+
+
+def _argmax(score_bT: jax.Array) -> jax.Array:
+  """Of two plain reductions: XLA's own is many times slower on CPU."""
+  best_bT = score_bT == score_bT.max(1, keepdims=True)
+  tiles = score_bT.shape[1]
+  place_T = jnp.arange(tiles, dtype=jnp.int32)
+  return jnp.where(best_bT, place_T[None], tiles - 1).min(1)
+
+
+def _by_blocks(
+  leaf: Callable[..., jax.Array], *parts_n: jax.Array
+) -> jax.Array:
+  """Leaves of rows, `_ASSIGN` of them at a time."""
+  n = len(parts_n[0])
   block = min(_ASSIGN, n)
-  rows_nE = jnp.pad(rows_nE, ((0, -n % block), (0, 0)))
-  return jax.lax.map(nearest, rows_nE.reshape(-1, block, dim)).reshape(-1)[:n]
+
+  def cut(x_n: jax.Array) -> jax.Array:
+    padding = ((0, -n % block),) + ((0, 0),) * (x_n.ndim - 1)
+    return jnp.pad(x_n, padding).reshape(-1, block, *x_n.shape[1:])
+
+  found = jax.lax.map(lambda parts: leaf(*parts), tuple(map(cut, parts_n)))
+  return found.reshape(-1)[:n]
 
 
 def cut_tiles(leaf_n: jax.Array, num_leaves: int) -> jax.Array:

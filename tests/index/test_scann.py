@@ -1,7 +1,5 @@
 """The ScaNN kinds: trees on the devices, searchers of the library."""
 
-from typing import ClassVar
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -40,7 +38,7 @@ def brute(rows, valid, query, k, exclude=None):
   return shards.best([(score, row)], k)
 
 
-def trees(rows, valid, leaves):
+def trees(rows, valid, leaves, soar_lambda=0.0):
   """Parts of a tree, a shard each."""
   n, size = len(rows), shards.size(len(rows), SHARDS)
   padded = np.zeros((SHARDS * size, rows.shape[1]), rows.dtype)
@@ -55,6 +53,7 @@ def trees(rows, valid, leaves):
     mesh,
     num_leaves=leaves,
     threshold=0.2,
+    soar_lambda=soar_lambda,
   )
   return dict(enumerate(built))
 
@@ -62,14 +61,17 @@ def trees(rows, valid, leaves):
 class Manifest:
   """Stands for one."""
 
-  options: ClassVar = {
-    'num_shards': SHARDS,
-    'num_leaves_to_search': 1,
-    'reordering_num_neighbors': 1,
-  }
+  def __init__(self, soar_lambda):
+    self.options = {
+      'num_shards': SHARDS,
+      'num_leaves_to_search': 1,
+      'reordering_num_neighbors': 1,
+      'soar_lambda': soar_lambda,
+    }
 
 
-def index_of(parts, rows, valid, leaves, reorder, mesh):
+def index_of(parts, rows, valid, leaves, reorder, mesh, soar_lambda=0.0):
+  manifest = Manifest(soar_lambda)
   # What a run asks for counts, not what a build had found.
   given = {'num_leaves_to_search': leaves, 'reordering_num_neighbors': reorder}
   config = config_lib.from_dict({'index': {'kind': 'scann', **given}})
@@ -85,7 +87,7 @@ def index_of(parts, rows, valid, leaves, reorder, mesh):
     put(rows),
     put(valid),
     put(np.zeros((n, 2), np.uint16)),
-    tree=approximate.tree(parts, Manifest, config, mesh),
+    tree=approximate.tree(parts, manifest, config, mesh),
   )
 
 
@@ -104,19 +106,20 @@ def mesh_of(*shape):
 
 # Codes of 8 bits hold these rows exactly and every leaf is visited, so that
 # nothing but the order of work differs from exact search.
+@pytest.mark.parametrize('soar_lambda', [0.0, 1.5])
 @pytest.mark.parametrize(
   'n, k, leaves', [(97, 5, 3), (64, 64, 2), (3, 3, 4), (2000, 7, 5), (9, 1, 1)]
 )
-def test_all_leaves_equal_brute_force(n, k, leaves):
+def test_all_leaves_equal_brute_force(n, k, leaves, soar_lambda):
   rng = np.random.default_rng(n * 100 + k)
   rows = rng.integers(-2, 3, (n, 6)).astype(np.float32)  # ties, duplicates
   query = rng.integers(-2, 3, (5, 6)).astype(np.float32)
   valid = rng.random(n) > 0.1
   exclude = np.where(rng.random((5, 3)) > 0.3, rng.integers(0, n, (5, 3)), -1)
-  parts = trees(rows, valid, leaves)
+  parts = trees(rows, valid, leaves, soar_lambda)
   want_score, want_row = brute(rows, valid, query, k, exclude)
   mesh = mesh_of(2, 2)
-  index = index_of(parts, rows, valid, 10**6, 10**6, mesh)
+  index = index_of(parts, rows, valid, 10**6, 10**6, mesh, soar_lambda)
   score, row = run(index, query, k, exclude, mesh)
   np.testing.assert_array_equal(score, want_score)
   np.testing.assert_array_equal(row, want_row)
@@ -155,6 +158,29 @@ def test_recall_on_clustered_rows():
     recalls.append(recall.recall_of(row, want))
   # Golden: of this data and these random centers.
   np.testing.assert_allclose(recalls, [0.621, 0.729, 0.935], atol=0.02)
+
+
+def test_a_second_leaf_finds_more():
+  rows, query = clustered(4000), clustered(50, seed=1)
+  valid = np.random.default_rng(0).random(4000) > 0.1
+  _, want = brute(rows, valid, query, 8)
+  mesh = mesh_of(1, 1)
+  recalls = []
+  for soar_lambda in (0.0, 1.5):
+    parts = trees(rows, valid, 16, soar_lambda)
+    index = index_of(parts, rows, valid, 2, 64, mesh, soar_lambda)
+    _, row = run(index, query, 8, None, mesh)
+    assert all(len(set(found)) == 8 for found in row)
+    recalls.append(recall.recall_of(row, want))
+  assert recalls[1] > recalls[0]
+  for shard, part in parts.items():
+    start, stop = shards.bounds(shard, 4000, SHARDS)
+    for place in np.flatnonzero(valid[start:stop]):
+      tiles, _ = np.nonzero(part['row_GTR'] == place)
+      assert len(set(tiles)) == 2  # two leaves, so two tiles
+  # A long result is filled from rows that come twice.
+  _, row = run(index, query, 300, None, mesh)
+  assert all(len(set(found)) == 300 and min(found) >= 0 for found in row)
 
 
 def test_rows_that_die_later_are_not_found():
