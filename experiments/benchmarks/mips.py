@@ -12,11 +12,11 @@ every setting one warm-up and then the median of five times, each the mean of
 searches for all queries at once that take 50 ms together. Recall is against
 float64 brute force: a row counts that scores no less than the k-th. Memory is
 what XLA's program needs beside the index; of other kinds what the process's
-peak grows by after the warm-up. At each recall the four
-fastest settings of every kind that reach it are then timed again, by turns and
-`--turns` times: best is the fastest of these. A sweep takes minutes, in which
-the speed of a machine that others use changes up to twofold. `scann_library`
-calls the very searcher of `scann_host` (of one shard) without it.
+peak grows by after the warm-up. At each recall the four fastest settings of
+every kind that reach it are then timed again, by turns and `--turns` times:
+best is the fastest of these. A sweep takes minutes, in which the speed of a
+machine that others use changes up to twofold. `scann_library` calls the very
+searcher of `scann_host` (of one shard) without it.
 
 2 cores (AMD EPYC, AVX-512), nothing of ours beside it, 256 queries, k 8, ScaNN
 as one shard, thousand queries a second at recall@8 of 0.95 / 0.98; the columns

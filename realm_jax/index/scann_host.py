@@ -261,19 +261,19 @@ class HostIndex:
     self, query_BE: np.ndarray, k: int
   ) -> tuple[np.ndarray, np.ndarray]:
     """The k best rows of all processes, which ask together."""
-    score_BK, row_BK = self.searchers.search(query_BE, k)
-    if self.alive_N is not None:
-      longer = k
-      while True:
-        full_B = (row_BK >= 0).all(1)
-        gone_BK = (row_BK >= 0) & ~self.alive_N[row_BK]
-        score_BK = np.where(gone_BK, -np.inf, score_BK)
-        row_BK = np.where(gone_BK, -1, row_BK)
-        short_B = full_B & ((row_BK >= 0).sum(1) < k)
-        if not any(processes.gather(bool(short_B.any()))):
-          break
-        longer *= 2
-        score_BK, row_BK = self.searchers.search(query_BE, longer)
+    longer = k
+    while True:
+      score_BK, row_BK = self.searchers.search(query_BE, longer)
+      if self.alive_N is None:
+        break
+      full_B = (row_BK >= 0).all(1)
+      gone_BK = (row_BK >= 0) & ~self.alive_N[row_BK]
+      score_BK = np.where(gone_BK, -np.inf, score_BK)
+      row_BK = np.where(gone_BK, -1, row_BK)
+      short_B = full_B & ((row_BK >= 0).sum(1) < k)
+      if not any(processes.gather(bool(short_B.any()))):
+        break
+      longer *= 2
     everyone = processes.gather([shards.finite(score_BK), row_BK.tolist()])
     return shards.best([tuple(map(np.array, x)) for x in everyone], k)
 

@@ -19,6 +19,15 @@ from realm_jax.workdir import checkpoints, files, rows, versions
 from realm_jax.workdir.run import Workdir
 
 
+def wait_until(condition):
+  """What the condition gives when it holds."""
+  deadline = time.monotonic() + 10
+  while not (found := condition()):
+    assert time.monotonic() < deadline
+    time.sleep(0.01)
+  return found
+
+
 def manifests(workdir):
   return [
     versions.read_manifest(workdir.index, version)
@@ -261,10 +270,7 @@ def test_follower_passes_over_what_is_damaged_or_foreign(tmp_path, capsys):
 
   def passed_over(version):
     # What is read while it is printed may be lost: ask when it is over.
-    deadline = time.monotonic() + 10
-    while version not in follower._bad:
-      assert time.monotonic() < deadline
-      time.sleep(0.01)
+    wait_until(lambda: version in follower._bad)
     said = capsys.readouterr().err
     assert said.startswith(f'index version {version} passed over: ')
     assert said.count('\n') == 1
@@ -298,12 +304,6 @@ def test_follower_keeps_up_with_what_is_not_taken(tmp_path):
   index = tmp_path / 'index'
   index.mkdir()
 
-  def wait_until(condition):
-    deadline = time.monotonic() + 10
-    while not condition():
-      assert time.monotonic() < deadline
-      time.sleep(0.01)
-
   follower = Follower(
     index, 0, lambda _: None, lambda rows: (0, rows), 0.01, keeps_up=True
   )
@@ -335,15 +335,10 @@ def test_follower_lives_on_after_an_error_of_any_kind(tmp_path, capsys):
   follower = Follower(index, 0, suitable, lambda rows: (0, rows), 0.01)
   try:
     # What is read while it is printed may be lost: ask when it is over.
-    deadline = time.monotonic() + 10
-    while not follower._bad:
-      assert time.monotonic() < deadline
-      time.sleep(0.01)
+    wait_until(lambda: follower._bad)
     assert 'index version 1 passed over' in capsys.readouterr().err
     publish(index, 2)
-    while (ready := follower.take()) is None:
-      assert time.monotonic() < deadline
-      time.sleep(0.01)
+    ready = wait_until(follower.take)
     assert ready.manifest.version == 2
   finally:
     follower.close()
@@ -370,10 +365,7 @@ def test_follower_waits_for_a_slow_store_and_its_loop_does_not(
     # Each step asks while the store does not answer.
     assert [follower.take() for _ in range(100)] == [None] * 100
     answers.set()
-    deadline = time.monotonic() + 10
-    while (ready := follower.take()) is None:
-      assert time.monotonic() < deadline
-      time.sleep(0.01)
+    ready = wait_until(follower.take)
     assert ready.manifest.version == 1
   finally:
     answers.set()
@@ -397,10 +389,7 @@ def test_follower_outlives_a_store_that_does_not_answer(
   monkeypatch.setattr(versions, 'list_versions', failing)
   follower = Follower(index, 0, lambda _: None, lambda rows: (0, rows), 0.01)
   try:
-    deadline = time.monotonic() + 10
-    while (ready := follower.take()) is None:
-      assert time.monotonic() < deadline
-      time.sleep(0.01)
+    ready = wait_until(follower.take)
     assert ready.manifest.version == 1
   finally:
     follower.close()
@@ -429,10 +418,7 @@ def test_follower_falls_back_from_a_damaged_version(tmp_path, capsys):
   chunks[0].write_bytes(chunks[0].read_bytes()[:-7])  # torn
   follower = Follower(index, 1, lambda _: None, lambda rows: (0, rows), 0.01)
   try:
-    deadline = time.monotonic() + 10
-    while (ready := follower.take()) is None:
-      assert time.monotonic() < deadline
-      time.sleep(0.01)
+    ready = wait_until(follower.take)
   finally:
     follower.close()
   assert ready.manifest.version == 2 and (ready.rows_nE == 2).all()
