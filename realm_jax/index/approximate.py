@@ -233,11 +233,14 @@ def tree(
     )
 
   leaves, reorder = _searched(manifest, config)
+  options = manifest.options
   return scann.Tree(
     **{name: put(name) for name in some},
     leaves=leaves,
     reorder=reorder,
-    copies=2 if manifest.options.get('soar_lambda') else 1,
+    copies=scann_build.copies(
+      options['num_leaves'], options.get('soar_lambda', 0.0)
+    ),
   )
 
 

@@ -25,10 +25,14 @@ def leaves_of(config: Config, rows: int) -> int:
   return min(config.index.num_leaves or -(-rows // TILE), rows)
 
 
+def copies(leaves: int, soar_lambda: float) -> int:
+  """Leaves that a row lies in."""
+  return 2 if soar_lambda and leaves > 1 else 1
+
+
 def num_tiles(rows: int, leaves: int, soar_lambda: float = 0.0) -> int:
   """Tiles of a shard, the most that its leaves can need: a static shape."""
-  copies = 2 if soar_lambda and leaves > 1 else 1
-  return rows * copies // TILE + min(leaves, rows)
+  return rows * copies(leaves, soar_lambda) // TILE + min(leaves, rows)
 
 
 def build_parts(
@@ -101,7 +105,7 @@ def build_shard(
   center_TE = train_leaves(sample_mE, weight_m, num_leaves)
   leaf_n = assign(rows_nE, center_TE)
   leaves = [leaf_n]
-  if soar_lambda and num_leaves > 1:
+  if copies(num_leaves, soar_lambda) > 1:
     leaves.append(spill(rows_nE, center_TE, leaf_n, soar_lambda))
   leaf_n = jnp.concatenate([jnp.where(valid_n, x, num_leaves) for x in leaves])
   row_TR = cut_tiles(leaf_n, num_leaves)

@@ -64,6 +64,7 @@ class Manifest:
   def __init__(self, soar_lambda):
     self.options = {
       'num_shards': SHARDS,
+      'num_leaves': 16,
       'num_leaves_to_search': 1,
       'reordering_num_neighbors': 1,
       'soar_lambda': soar_lambda,
