@@ -51,7 +51,7 @@ class Checkpoints:
           get_metric_fn=_score, n=1, keep_checkpoints_without_metrics=False
         )
       )
-    self._manager = ocp.CheckpointManager(
+    self._manager = _Manager(
       self._directory,
       options=ocp.CheckpointManagerOptions(
         preservation_policy=ocp.checkpoint_managers.AnyPreservationPolicy(
@@ -203,6 +203,19 @@ class Checkpoints:
       target=lambda: [shutil.rmtree(step) for step in old]
     )
     self._deletion.start()
+
+
+class _Manager(ocp.CheckpointManager):
+  """Orbax's manager, which leaves SIGTERM to the training loop.
+
+  JAX's preemption service has one counter of questions, the loop's
+  (train/terminated.py). Orbax asks it too when it saves, by the step: a lower
+  number, which can put the point where all processes stop into the past.
+  """
+
+  def reached_preemption(self, step: int) -> bool:
+    del step
+    return False
 
 
 def steps(path: epath.PathLike) -> list[int]:

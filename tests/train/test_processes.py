@@ -158,10 +158,13 @@ def wait_for_step(workdir, step, cluster):
 
 
 def test_stopped_and_resumed_equals_uninterrupted(folder, cache):
-  # Steps without end: where SIGTERM stops them is left to chance.
+  # Steps without end: where SIGTERM stops them is left to chance. All are
+  # saved: to save must not keep SIGTERM from the processes.
   endless = {'num_steps': 100000}
   run = small_runs.start_cluster(
-    arguments(folder, 'pretrain', 'stopped', **endless), cache, 2
+    arguments(folder, 'pretrain', 'stopped', checkpoint_every=1, **endless),
+    cache,
+    2,
   )
   wait_for_step(folder / 'stopped', 10, run)
   run[1].send_signal(signal.SIGTERM)  # not the one that writes

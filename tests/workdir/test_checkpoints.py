@@ -300,3 +300,15 @@ except OSError as error:
   assert checkpoints.steps(tmp_path) == [1]
   checkpoints.Checkpoints(tmp_path, keep=2).close()
   assert read_saved(tmp_path / 'saved.jsonl') == [(1, None)]
+
+
+def test_saving_asks_nothing_of_the_preemption_service(tmp_path, monkeypatch):
+  asked = []
+  monkeypatch.setattr(
+    'jax.experimental.multihost_utils.reached_preemption_sync_point',
+    asked.append,
+  )
+  saved = checkpoints.Checkpoints(tmp_path, keep=2)
+  saved.save(14, make_state(), META)
+  saved.close()
+  assert not asked
