@@ -9,7 +9,7 @@ recall that was looked at, and a little too good.
 import functools
 import io
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -27,6 +27,7 @@ from realm_jax.workdir.rows import PartFiles
 
 # Trees and searchers of some shards.
 Parts = dict[int, scann_build.Part] | scann_host.Searchers
+_T = TypeVar('_T')
 
 
 class Built(NamedTuple):
@@ -63,6 +64,9 @@ def build(
 
   Returns:
     The same in all processes.
+
+  Raises:
+    OSError: a process could not write its files; in all of them.
   """
   count = config.index.num_shards
   own = shards.owned(count)
@@ -77,7 +81,9 @@ def build(
   if config.index.kind == 'scann':
     leaves = scann_build.leaves_of(config, rows)
     most = scann_build.num_tiles(rows, leaves, config.index.soar_lambda)
-    trees, files = _build_trees(path, config, mesh, num_rows, own, load, leaves)
+    trees, files = _together(
+      lambda: _build_trees(path, config, mesh, num_rows, own, load, leaves)
+    )
 
     def search(leaves: int, reorder: int) -> tuple[np.ndarray, np.ndarray]:
       return _search_trees(
@@ -85,7 +91,9 @@ def build(
       )
   else:
     most = leaves = scann_host.num_leaves(config, rows)
-    by_shard, files = _build_searchers(path, config, num_rows, own, load)
+    by_shard, files = _together(
+      lambda: _build_searchers(path, config, num_rows, own, load)
+    )
 
     def search(leaves: int, reorder: int) -> tuple[np.ndarray, np.ndarray]:
       searchers = scann_host.Searchers(by_shard, leaves, reorder)
@@ -242,6 +250,20 @@ def tree(
       options['num_leaves'], options.get('soar_lambda', 0.0)
     ),
   )
+
+
+def _together(build: Callable[[], _T]) -> _T:
+  """Builds in all processes; one that cannot write fails in all of them."""
+  built, problem = None, None
+  try:
+    built = build()
+  except OSError as error:
+    problem = str(error)
+  problem = processes.any_problem(problem)
+  if problem:
+    raise OSError(problem)
+  assert built is not None
+  return built
 
 
 def _build_trees(

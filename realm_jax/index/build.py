@@ -83,17 +83,15 @@ def build_version(
       problem = _STOPPED
     except OSError as error:
       problem = str(error)
-    _agree_on(next(filter(None, processes.gather(problem)), None))
+    _agree_on(processes.any_problem(problem))
     assert written is not None
     writer, probe = written
     try:
       recall, parts = _measure(
         index, version, writer, corpus, config, mesh, probe, base
       )
-    except OSError as error:
-      if processes.alone():
-        raise Unpublished(str(error)) from error
-      raise  # the others wait for this process: the run ends
+    except OSError as error:  # so in all processes
+      raise Unpublished(str(error)) from error
     _check_recall(index, version, recall, config)
     problem = _commit(
       writer,

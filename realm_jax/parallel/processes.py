@@ -169,6 +169,11 @@ def gather(value: Any) -> list[Any]:
   return from_first(found)
 
 
+def any_problem(problem: str | None) -> str | None:
+  """What kept this process, or else another one, from its part; or None."""
+  return next(filter(None, gather(problem)), None)
+
+
 def tell(key: str, value: Any) -> None:
   """Writes a JSON value where the other processes can read it; see `ask`."""
   if _This.client is not None:

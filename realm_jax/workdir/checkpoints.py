@@ -344,7 +344,14 @@ def _load(
   restore_args = jax.tree.map(
     functools.partial(_restore_args, strict=strict), abstract
   )
-  with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+  # No process waits for the others, which may find that the step is gone.
+  alone = ocp.options.MultiprocessingOptions(
+    active_processes={jax.process_index()}, barrier_sync_key_prefix='alone'
+  )
+  with ocp.Checkpointer(
+    ocp.PyTreeCheckpointHandler(multiprocessing_options=alone),
+    multiprocessing_options=alone,
+  ) as checkpointer:
     return checkpointer.restore(
       directory,
       args=ocp.args.PyTreeRestore(  # type: ignore[call-arg]
