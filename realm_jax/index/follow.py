@@ -21,6 +21,11 @@ _KEPT_CALLS = 4096
 # comes that much later at most, and a store is asked rarely where versions are.
 _POLL_SHARE = 0.05
 _LONGEST_POLL_SECONDS = 30.0
+# A version that a store did not give is asked for again, each time later.
+_LATER = 4
+_LONGEST_RETRY_SECONDS = 300.0
+# What a process that could not read a version tells of it.
+_DAMAGED, _UNREAD, _UNSUITABLE = 'damaged', 'unread', 'unsuitable'
 
 
 class Ready(NamedTuple):
@@ -37,7 +42,9 @@ class Follower:
 
   The loop asks `take()` between two steps and never waits for a version. One
   that is damaged, foreign or deleted while it is read is reported by the name
-  of its file and passed over: the next newest one is read instead.
+  of its file and passed over: the next newest one is read instead. A damaged
+  one is set aside, so that the refresher makes another; one that could not be
+  read is tried again later.
 
   In a run of several processes the first one offers a version, all read their
   own rows of it, and when all have, the first one picks the step at which
@@ -70,6 +77,7 @@ class Follower:
     # Of the first process, which chooses:
     self._after = after
     self._bad: set[int] = set()
+    self._unread: dict[int, tuple[int, float]] = {}  # tries, when again
     self._ready: tuple[int, int] | None = None  # offer, version: all have it
     self._offers = 0
     self._calls = 0
@@ -122,46 +130,65 @@ class Follower:
       return  # the first process is gone; the watch ends this one
 
   def _follow(self) -> None:
-    began, said = time.monotonic(), ''
-    while not self._stop.wait(self._wait_seconds(began)):
+    self._began, said = time.monotonic(), ''
+    while not self._stop.wait(self._wait_seconds()):
       try:
-        offered = self._offered()
+        self._look()
       except OSError as problem:  # a store that does not answer may yet
         if str(problem) != said:
           said = str(problem)
           print(f'index versions: {said}; looked at again', file=sys.stderr)
-        continue
-      if offered is None:
-        continue
-      began = time.monotonic()
-      number, version = offered
-      error = None
-      try:
-        ready = self._read_own(version)
-        with self._lock:
-          self._read[number] = ready
-      except jax.errors.JaxRuntimeError:
-        raise
-      except Exception as problem:
-        # Whatever it is, training goes on; the staleness tells of it too.
-        error = f'{problem}' or repr(problem)
-        print(f'index version {version} passed over: {error}', file=sys.stderr)
-      if not processes.is_first():
-        processes.tell(f'index/read/{number}/{jax.process_index()}', error)
-      elif self._all_have(number, error):
-        with self._lock:
-          self._ready = number, version
-      else:
-        self._bad.add(version)
 
-  def _wait_seconds(self, began: float) -> float:
-    passed = (time.monotonic() - began) * _POLL_SHARE
+  def _look(self) -> None:
+    offered = self._offered()
+    if offered is None:
+      return
+    self._began = time.monotonic()
+    number, version = offered
+    problem = None
+    try:
+      ready = self._read_own(version)
+      with self._lock:
+        self._read[number] = ready
+    except jax.errors.JaxRuntimeError:
+      raise
+    except Exception as error:
+      # Whatever it is, training goes on; the staleness tells of it too.
+      problem = _kind(error)
+      print(
+        f'index version {version} passed over: {str(error) or repr(error)}',
+        file=sys.stderr,
+      )
+    if not processes.is_first():
+      processes.tell(f'index/read/{number}/{jax.process_index()}', problem)
+    else:
+      self._decide(number, version, self._problems(number, problem))
+
+  def _decide(self, offer: int, version: int, problems: list[str]) -> None:
+    """What becomes of a version that all processes have tried to read."""
+    if not problems:
+      with self._lock:
+        self._ready = offer, version
+    elif _DAMAGED in problems:
+      self._bad.add(version)
+      versions.set_aside(self._index, version)
+    elif _UNSUITABLE in problems:
+      self._bad.add(version)
+    else:
+      tries = self._unread.get(version, (0, 0.0))[0] + 1
+      seconds = self._poll_seconds * _LATER**tries
+      again = time.monotonic() + min(seconds, _LONGEST_RETRY_SECONDS)
+      self._unread[version] = tries, again
+
+  def _wait_seconds(self) -> float:
+    passed = (time.monotonic() - self._began) * _POLL_SHARE
     return min(max(self._poll_seconds, passed), _LONGEST_POLL_SECONDS)
 
   def _offered(self) -> tuple[int, int] | None:
     """A version to read now, and the number of the offer.
 
-    The first process says which: the newest that it has not found bad.
+    The first process says which: the newest that it has not found bad, nor
+    asked for in vain just now.
     """
     if not processes.is_first():
       offered = processes.ask('index/offer')
@@ -172,7 +199,9 @@ class Follower:
     with self._lock:
       if self._ready is not None and not self._keeps_up:
         return None  # the loop has not taken the last one yet
-    there = set(versions.list_versions(self._index)) - self._bad
+    now = time.monotonic()
+    later = {v for v, (_, again) in self._unread.items() if now < again}
+    there = set(versions.list_versions(self._index)) - self._bad - later
     newest = max(there, default=0)
     with self._lock:
       if newest <= (self._ready[1] if self._ready else self._after):
@@ -191,16 +220,22 @@ class Follower:
     rows_nE = rows_lib.read_rows(self._index, version, start, stop)
     return Ready(manifest, start, rows_nE, self._read_parts(manifest))
 
-  def _all_have(self, offer: int, error: str | None) -> bool:
-    """Whether all processes could read their rows; the first one waits."""
+  def _problems(self, offer: int, problem: str | None) -> list[str]:
+    """What kept processes from reading their rows; the first one waits."""
     if processes.alone():
-      return error is None
+      return [problem] if problem else []
     key = f'index/read/{offer}/'
-    processes.tell(f'{key}{jax.process_index()}', error)
+    processes.tell(f'{key}{jax.process_index()}', problem)
     found: list[str | None] = []
     while len(found) < jax.process_count():
       if self._stop.is_set():
-        return False
+        return [_UNREAD]
       time.sleep(self._poll_seconds)
       found = processes.told_by_all(key)
-    return not any(found)
+    return [problem for problem in found if problem]
+
+
+def _kind(error: Exception) -> str:
+  if isinstance(error, versions.Damaged):
+    return _DAMAGED
+  return _UNREAD if isinstance(error, OSError) else _UNSUITABLE

@@ -181,7 +181,8 @@ class _Job:
   def _next_step(self, corpus: Corpus, places: list[epath.Path]) -> int | None:
     """Waits for a checkpoint without a version; None: none will come.
 
-    It is the newest, and newer than all it gave before.
+    It is the newest, and not older than any it gave before; the same again
+    where a reader found its version damaged and set it aside.
     """
     began = time.monotonic()
     while not self._stop.is_set():
@@ -190,7 +191,7 @@ class _Job:
       finished = (self._workdir.path / 'finished.json').exists()
       steps = checkpoints.steps(self._workdir.path)
       newest = steps[-1] if steps else -1
-      if newest > self._built and (finished or newest >= self._wanted()):
+      if newest >= self._built and (finished or newest >= self._wanted()):
         if not self._published(newest, corpus, places):
           return newest
         self._built = newest
@@ -227,7 +228,7 @@ class _Job:
       (found.embedder_digest, found.corpus_fingerprint) == want
       and approximate.difference(found, self._config) is None
       for index in places
-      for found in versions.readable(index)
+      for found in versions.readable(index, index == self._workdir.index)
     )
 
   def _build(self, step: int, corpus: Corpus) -> None:

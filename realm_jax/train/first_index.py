@@ -1,6 +1,7 @@
 """Which index version a training run starts with, or goes on with."""
 
 import dataclasses
+import time
 from typing import Any
 
 import jax
@@ -10,7 +11,9 @@ from etils import epath
 from realm_jax.config import Config
 from realm_jax.corpus.store import Corpus
 from realm_jax.index import approximate
-from realm_jax.workdir import checkpoints, versions
+from realm_jax.index.refresh import REQUEST
+from realm_jax.parallel import processes
+from realm_jax.workdir import checkpoints, files, leases, versions
 from realm_jax.workdir import rows as rows_lib
 from realm_jax.workdir.metrics import read_swaps
 from realm_jax.workdir.run import Workdir
@@ -30,6 +33,10 @@ class Place:
   index: epath.Path
   manifest: versions.Manifest
   ours: bool = True
+
+  def made(self) -> int:
+    """The step of this run whose parameters made it."""
+    return self.manifest.checkpoint_step if self.ours else 0
 
   def read(self, start: int, stop: int) -> np.ndarray:
     """Rows, each chunk checked against the manifest."""
@@ -53,34 +60,39 @@ class Choice:
 
   def __init__(self, workdir: Workdir, config: Config, corpus: Corpus):
     self._workdir, self._config, self._corpus = workdir, config, corpus
+    self._rejected: set[tuple[str, int]] = set()
+
+  def reject(self, place: Place) -> None:
+    """Does not choose a damaged version again; sets it aside if it is ours."""
+    self._rejected.add((str(place.index), place.manifest.version))
+    if place.index == self._workdir.index:
+      versions.set_aside(place.index, place.manifest.version)
 
   def find(
     self, digest: str, resumed_step: int | None
   ) -> dict[str, Any] | None:
-    """Index and version that are there and fit, or None.
+    """Index and version that are there and fit, or None: one must be built.
 
     Args:
       digest: of the document embedder.
-      resumed_step: of the checkpoint that was resumed: its version is taken
-        up again.
+      resumed_step: of the checkpoint that was resumed. Its version is taken up
+        again; where that is gone or damaged, the newest of this run's that is
+        not of a later step; without any, a refresher at work is waited for.
     """
-    own, shared = self._workdir.index, self._workdir.shared_index
-    swaps = [] if resumed_step is None else read_swaps(self._workdir.path)
-    if resumed_step is not None and swaps:
-      index, version = epath.Path(swaps[-1]['index']), swaps[-1]['version']
-      record = checkpoints.read_record(self._workdir.path, resumed_step)
-      if record['index_version'] is not None:  # a workdir may have moved
-        index, version = own, record['index_version']
-      if version in versions.list_versions(index):
-        self.check(versions.read_manifest(index, version), index)
-        return {'index': str(index), 'version': version}
-    if resumed_step is None and self._config.index_from:
-      self._check_shared()
-    for index in (own,) if shared is None else (own, shared):
-      for manifest in reversed(versions.readable(index)):
-        if self._fits(manifest, index) and manifest.embedder_digest == digest:
-          return {'index': str(index), 'version': manifest.version}
-    return None
+    said = False
+    while True:
+      found = self._there(digest, resumed_step)
+      if found or resumed_step is None:
+        return found
+      if not leases.refresher_lives(self._workdir.path):
+        return None
+      if not said:
+        said = True
+        processes.say('no index version is left: waits for the refresher')
+        request = self._workdir.path / REQUEST
+        files.write_json(request, {'step': resumed_step})
+      processes.beat('waiting for an index version')
+      time.sleep(self._config.refresh.poll_seconds)
 
   def replayed(self) -> dict[int, Place]:
     """The swaps of `refresh.replay`, by step.
@@ -110,6 +122,48 @@ class Choice:
     if not places:
       raise ValueError(f'refresh.replay {log}: has no swaps')
     return places
+
+  def _there(
+    self, digest: str, resumed_step: int | None
+  ) -> dict[str, Any] | None:
+    own, shared = self._workdir.index, self._workdir.shared_index
+    if resumed_step is not None:
+      used = self._used_at(resumed_step)
+      if used is not None:
+        return used
+    elif self._config.index_from:
+      self._check_shared()
+    for index in (own,) if shared is None else (own, shared):
+      for manifest in reversed(versions.readable(index, index == own)):
+        if (str(index), manifest.version) in self._rejected:
+          continue
+        earlier = resumed_step is not None and index == own
+        if manifest.embedder_digest != digest and not (
+          earlier and manifest.checkpoint_step <= (resumed_step or 0)
+        ):
+          continue
+        if self._fits(manifest, index):
+          return {'index': str(index), 'version': manifest.version}
+    return None
+
+  def _used_at(self, step: int) -> dict[str, Any] | None:
+    """The version that a checkpoint was saved with, if it is there."""
+    swaps = read_swaps(self._workdir.path)
+    if not swaps:
+      return None
+    index, version = epath.Path(swaps[-1]['index']), swaps[-1]['version']
+    record = checkpoints.read_record(self._workdir.path, step)
+    if record['index_version'] is not None:  # a workdir may have moved
+      index, version = self._workdir.index, record['index_version']
+    gone = version not in versions.list_versions(index)
+    if gone or (str(index), version) in self._rejected:
+      return None
+    try:
+      manifest = versions.read_manifest(index, version)
+    except versions.Damaged:
+      return None
+    self.check(manifest, index)
+    return {'index': str(index), 'version': version}
 
   def check(
     self, manifest: versions.Manifest, index: epath.Path | None = None

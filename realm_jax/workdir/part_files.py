@@ -45,7 +45,7 @@ def read(
 
   Raises:
     FileNotFoundError: the version was deleted.
-    ValueError: the file is missing, or is not the one that was written.
+    versions.Damaged: the file is missing, or is not the one that was written.
   """
   path = versions.directory(index, manifest.version)
   file = path / name
@@ -54,10 +54,10 @@ def read(
   except FileNotFoundError as error:
     if not (path / 'manifest.json').exists():
       raise FileNotFoundError(f'{path}: deleted while it was read') from error
-    raise ValueError(f'{file}: the file is missing') from error
+    raise versions.Damaged(f'{file}: the file is missing') from error
   want = manifest.files.get(name)
   if zlib.crc32(data) != want:
-    raise ValueError(
+    raise versions.Damaged(
       f'{file}: is not what was written: crc32 is {zlib.crc32(data)}, the '
       f'manifest has {want}'
     )

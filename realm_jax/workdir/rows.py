@@ -18,6 +18,9 @@ from realm_jax.workdir import files, versions
 CHUNK_ROWS = 16384
 _IN_FLIGHT = 8  # chunks being read or written at a time
 _PARTS = 'parts'
+# TensorStore's codes for a file that is there but is not what it should be:
+# checksum or JSON, length, or that is missing.
+_DAMAGED = ('DATA_LOSS', 'FAILED_PRECONDITION', 'NOT_FOUND')
 
 
 def owned_rows(
@@ -264,9 +267,10 @@ def read_rows(
 
   Raises:
     FileNotFoundError: the version is not there (any more).
-    ValueError: rows out of range, or a chunk that is missing, torn or not the
-      one that was written; names its file. A row that is not finite; names
-      the row.
+    OSError: a file could not be read.
+    versions.Damaged: a chunk is missing, torn or not the one that was written;
+      names its file. A row is not finite; names the row.
+    ValueError: rows out of range.
   """
   manifest = versions.read_manifest(index, version)
   if not 0 <= start <= stop <= manifest.rows:
@@ -274,38 +278,57 @@ def read_rows(
       f'index version {version}: rows {start} to {stop}, has {manifest.rows}'
     )
   path = versions.directory(index, version)
-  size = manifest.chunk_rows
-  chunks = list(range(start // size, -(-stop // size) if stop > start else 0))
   try:
-    array = _open_rows(path, open=True)
-    found = (*array.shape, array.dtype.name)
-    if found != (want := (manifest.rows, manifest.dim, manifest.dtype)):
-      raise ValueError(
-        f'{path}/rows/zarr.json: is not what was written: it says {found}, the '
-        f'manifest {want}'
-      )
-    out = np.empty((stop - start, manifest.dim), array.dtype.numpy_dtype)
-    pending: list[ts.Future] = []
-    for position, chunk in enumerate(chunks):
-      while len(pending) < _IN_FLIGHT and position + len(pending) < len(chunks):
-        first = chunks[position + len(pending)] * size
-        pending.append(array[first : min(first + size, manifest.rows)].read())
-      data = _chunk_data(path, chunk, pending.pop(0), manifest, verify)
-      first = chunk * size
-      low, high = max(start, first), min(stop, first + len(data))
-      _check_finite(path, first, data)
-      out[low - start : high - start] = data[low - first : high - first]
-  except ValueError as error:
+    return _read_rows(path, manifest, start, stop, verify)
+  except (ValueError, OSError) as error:
     if not (path / 'manifest.json').exists():
       raise FileNotFoundError(f'{path}: deleted while it was read') from error
     raise
+
+
+def _read_rows(
+  path: epath.Path,
+  manifest: versions.Manifest,
+  start: int,
+  stop: int,
+  verify: bool,
+) -> np.ndarray:
+  size = manifest.chunk_rows
+  chunks = list(range(start // size, -(-stop // size) if stop > start else 0))
+  metadata = path / 'rows' / 'zarr.json'
+  try:
+    array = _open_rows(path, open=True)
+  except ValueError as error:
+    raise _problem(metadata, error) from error
+  found = (*array.shape, array.dtype.name)
+  if found != (want := (manifest.rows, manifest.dim, manifest.dtype)):
+    raise versions.Damaged(
+      f'{metadata}: is not what was written: it says {found}, the manifest '
+      f'{want}'
+    )
+  out = np.empty((stop - start, manifest.dim), array.dtype.numpy_dtype)
+  pending: list[ts.Future] = []
+  for position, chunk in enumerate(chunks):
+    while len(pending) < _IN_FLIGHT and position + len(pending) < len(chunks):
+      first = chunks[position + len(pending)] * size
+      pending.append(array[first : min(first + size, manifest.rows)].read())
+    data = _chunk_data(path, chunk, pending.pop(0), manifest, verify)
+    first = chunk * size
+    low, high = max(start, first), min(stop, first + len(data))
+    _check_finite(path, first, data, versions.Damaged)
+    out[low - start : high - start] = data[low - first : high - first]
   return out
 
 
-def _check_finite(path: epath.Path, start: int, rows_nE: np.ndarray) -> None:
+def _check_finite(
+  path: epath.Path,
+  start: int,
+  rows_nE: np.ndarray,
+  error: type[ValueError] = ValueError,
+) -> None:
   finite_n = np.isfinite(rows_nE.astype(np.float32, copy=False)).all(axis=1)
   if not finite_n.all():
-    raise ValueError(
+    raise error(
       f'{path}: row {start + int(np.argmin(finite_n))} is not finite '
       f'({np.count_nonzero(~finite_n)} of {len(rows_nE)} are not)'
     )
@@ -322,7 +345,7 @@ def _chunk_data(
   try:
     data = future.result()
   except ValueError as error:
-    raise ValueError(f'{file}: is damaged: {error}') from error
+    raise _problem(file, error) from error
   if verify:
     found, want = zlib.crc32(data.tobytes()), manifest.checksums['rows'][chunk]
     if found != want:
@@ -331,8 +354,15 @@ def _chunk_data(
         if file.exists()
         else 'the file is missing'
       )
-      raise ValueError(f'{file}: is not what was written: {what}')
+      raise versions.Damaged(f'{file}: is not what was written: {what}')
   return data
+
+
+def _problem(file: epath.Path, error: ValueError) -> Exception:
+  """What TensorStore's one exception for every kind of failure means."""
+  if str(error).startswith(_DAMAGED):
+    return versions.Damaged(f'{file}: is damaged: {error}')
+  return OSError(f'{file}: could not be read: {error}')
 
 
 def _open_rows(path: epath.Path, **options: Any) -> ts.TensorStore:

@@ -17,7 +17,12 @@ from etils import epath
 from realm_jax.workdir import files
 
 FORMAT_VERSION = 2
+_SET_ASIDE = 'damaged.json'  # what the manifest of a damaged version becomes
 _READABLE = (1, 2)  # 1: exact rows, without options and files
+
+
+class Damaged(ValueError):
+  """A committed version holds something else than was written."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,16 +102,20 @@ def read_manifest(index: epath.PathLike, version: int) -> Manifest:
 
   Raises:
     FileNotFoundError: the version is not committed, or deleted.
-    ValueError: the manifest is damaged, or of another version or format.
+    Damaged: the manifest is not what was written, or of another version.
+    ValueError: it is of another format.
   """
   path = directory(index, version) / 'manifest.json'
   if not path.exists():
     raise FileNotFoundError(
       f'{path.parent}: no such index version; has {list_versions(index)}'
     )
-  values = files.read_json(path)
+  try:
+    values = files.read_json(path)
+  except ValueError as error:
+    raise Damaged(str(error)) from error
   if not isinstance(values, dict):
-    raise ValueError(f'{path}: expected a JSON object')
+    raise Damaged(f'{path}: expected a JSON object')
   if values.get('format_version') not in _READABLE:
     raise ValueError(
       f'{path}: format_version {values.get("format_version")}, this program '
@@ -114,13 +123,13 @@ def read_manifest(index: epath.PathLike, version: int) -> Manifest:
     )
   found = values.pop('crc32', None)
   if found != _checksum(values):
-    raise ValueError(
+    raise Damaged(
       f'{path}: is damaged (crc32 {_checksum(values)}, it says {found})'
     )
   del values['format_version']
   manifest = Manifest(**values)
   if manifest.version != version:
-    raise ValueError(f'{path}: is the manifest of version {manifest.version}')
+    raise Damaged(f'{path}: is the manifest of version {manifest.version}')
   return manifest
 
 
@@ -135,11 +144,15 @@ def newest_options(
   return {}
 
 
-def readable(index: epath.PathLike) -> list[Manifest]:
+def readable(index: epath.PathLike, ours: bool = False) -> list[Manifest]:
   """The manifests of the committed versions, oldest first.
 
   One that is damaged is named on standard error and left out: it must not keep
   a job from its work with the others.
+
+  Args:
+    index: Workdir.index.
+    ours: of the run that asks: what is damaged is set aside.
   """
   found = []
   for version in list_versions(index):
@@ -149,6 +162,8 @@ def readable(index: epath.PathLike) -> list[Manifest]:
       continue  # deleted just now
     except ValueError as error:
       print(f'index version {version} passed over: {error}', file=sys.stderr)
+      if ours and isinstance(error, Damaged):
+        set_aside(index, version)
   return found
 
 
@@ -192,12 +207,33 @@ def check(
 
 
 def remove_uncommitted(index: epath.PathLike) -> list[int]:
-  """Deletes what writers left that died; only under the refresher's lock."""
+  """Deletes what writers left that died; only under the refresher's lock.
+
+  What was set aside stays until there is a newer version: its number must not
+  be given to another one.
+  """
   committed = set(list_versions(index))
-  left = [v for v in _directories(index) if v not in committed]
+  newest = max(committed, default=0)
+  left = []
+  for version in _directories(index):
+    damaged = directory(index, version) / _SET_ASIDE
+    if version not in committed and (version < newest or not damaged.exists()):
+      left.append(version)
   for version in left:
     directory(index, version).rmtree()
   return left
+
+
+def set_aside(index: epath.PathLike, version: int) -> None:
+  """Takes back a version that was found damaged: it is not committed any more.
+
+  Its refresher makes another one.
+  """
+  path = directory(index, version)
+  manifest = path / 'manifest.json'
+  if manifest.exists():
+    manifest.rename(path / _SET_ASIDE)
+    files.sync_directory(path)
 
 
 def prune(

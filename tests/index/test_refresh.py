@@ -298,6 +298,34 @@ def test_follower_passes_over_what_is_damaged_or_foreign(tmp_path, capsys):
     assert take().manifest.version == 5
   finally:
     follower.close()
+  # The damaged one is set aside; the other may be right for somebody else.
+  assert versions.list_versions(index) == [1, 2, 3, 5]
+
+
+def test_follower_asks_again_for_what_a_store_did_not_give(
+  tmp_path, monkeypatch, capsys
+):
+  index = tmp_path / 'index'
+  index.mkdir()
+  publish(index, 1)
+  read_rows, asked = rows.read_rows, []
+
+  def failing(*arguments):
+    asked.append(time.monotonic())
+    if len(asked) < 4:
+      raise OSError(5, 'Input/output error', 'c/0/0')
+    return read_rows(*arguments)
+
+  monkeypatch.setattr(rows, 'read_rows', failing)
+  follower = Follower(index, 0, lambda _: None, lambda rows: (0, rows), 0.01)
+  try:
+    ready = wait_until(follower.take)
+    assert ready.manifest.version == 1
+  finally:
+    follower.close()
+  waits = np.diff(asked)
+  assert list(waits) == sorted(waits) and waits[-1] > 0.6
+  assert capsys.readouterr().err.count('index version 1 passed over') == 3
 
 
 def test_follower_keeps_up_with_what_is_not_taken(tmp_path):
@@ -394,6 +422,32 @@ def test_follower_outlives_a_store_that_does_not_answer(
   finally:
     follower.close()
   assert capsys.readouterr().err.count('Input/output error') == 1
+
+
+def test_a_version_that_was_set_aside_is_made_again(
+  make_run, config, monkeypatch
+):
+  workdir = make_run(config, steps=(1,))
+  assert refresh(str(workdir.path), follow=False) == 0
+  waited = []
+
+  def wait(self, seconds):
+    del self, seconds
+    waited.append(versions.list_versions(workdir.index))
+    if len(waited) == 1:
+      versions.set_aside(workdir.index, 1)
+    else:
+      files.write_json(workdir.path / 'finished.json', {'step': 1})
+
+  monkeypatch.setattr('realm_jax.index.refresh._Stop.wait', wait)
+  assert refresh(str(workdir.path), follow=True) == 0
+  # Its number is not given again: a follower knows it for a bad one.
+  assert waited == [[1], [2]]
+  assert refresh(str(workdir.path), follow=False) == 0
+  make_run(config, steps=(2,))
+  assert refresh(str(workdir.path), follow=False) == 0
+  left = sorted(path.name for path in workdir.index.iterdir())
+  assert left == ['000002', '000003']
 
 
 def test_a_damaged_manifest_does_not_end_a_refresher(make_run, config, capsys):

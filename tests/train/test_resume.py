@@ -98,6 +98,37 @@ def test_the_index_of_another_run_is_taken_up_again(
   assert digests(halves, 6) == digests(whole, 6)
 
 
+@pytest.mark.parametrize('name', ['rows/c/0/0', 'manifest.json'])
+def test_a_run_whose_version_was_damaged_goes_on(
+  tmp_path, corpus, monkeypatch, capsys, name
+):
+  config = small_runs.make_config(
+    corpus, refresh={'where': 'in_process', 'every': 2}
+  )
+  path = tmp_path / 'w'
+  with monkeypatch.context():
+    small_runs.terminate_at(monkeypatch, 3)
+    assert train('pretrain', config, str(path)) == 75
+  monkeypatch.undo()
+  index = Workdir.open(path).index
+  step = checkpoints.steps(path)[-1]
+  used = checkpoints.read_record(path, step)['index_version']
+  file = versions.directory(index, used) / name
+  data = bytearray(file.read_bytes())
+  data[len(data) // 2] ^= 1
+  file.write_bytes(data)
+  before = versions.read_manifest(index, used - 1)
+  capsys.readouterr()
+  assert train('pretrain', config, str(path)) == 0
+  assert f'passed over: {file}' in capsys.readouterr().err
+  # With the version before it, until the next one is made.
+  resumed = [x['version'] for x in read_swaps(path) if x['step'] == step]
+  assert before.version in resumed
+  assert used not in versions.list_versions(index)
+  assert [step for step, _ in losses(path / 'metrics.jsonl')] == [*range(1, 7)]
+  assert read_swaps(path)[-1]['checkpoint_step'] == 6
+
+
 def test_a_killed_trainer_resumes(tmp_path, corpus, cache):
   keys = {'refresh': {'where': 'in_process', 'every': 5}, 'checkpoint_every': 3}
   path = tmp_path / 'w'
