@@ -18,7 +18,8 @@ every run.
   delay_N               the same, used N times E steps later
   never                 the first version to the end
   write_back            the first version, retrieved rows written back
-  write_back_next       and the 8 next best rows of each query
+  priority              the first version, and in every step the 32 rows that
+                        were retrieved most since they were embedded
   delay_N_write_back    both
   rolling               N / E blocks embedded in every step, round and round
   rolling_write_back    both
@@ -84,7 +85,7 @@ def variants(stage: str, every: int, num_rows: int) -> dict[str, Any]:
     'delay_10': delayed(10),
     'never': none,
     'write_back': {**none, 'write_back': True},
-    'write_back_next': {**none, 'write_back': True, 'write_back_next': 8},
+    'priority': {**none, 'priority_rows': 32},
     'delay_3_write_back': {**delayed(3), 'write_back': True},
     'delay_10_write_back': {**delayed(10), 'write_back': True},
     'rolling': rolling,

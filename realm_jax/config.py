@@ -229,7 +229,8 @@ class Config:
     if self.refresh.changes_rows() and self.index.kind != 'exact':
       raise ValueError(
         f'index.kind: {self.index.kind} is built over rows that stay; '
-        'refresh.write_back and refresh.where rolling need exact'
+        'refresh.write_back, refresh.priority_rows and refresh.where rolling '
+        'need exact'
       )
     for section in (
       self.model,

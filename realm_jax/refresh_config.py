@@ -46,7 +46,9 @@ class RefreshConfig:
   replay: str = ''
   # Rows that were embedded to train on go into the index within the step.
   write_back: bool = False
-  write_back_next: int = 0  # and so many of the next best rows of each query
+  # So many rows, those retrieved most since they were made, are embedded anew
+  # in every step; a multiple of mesh.data.
+  priority_rows: int = 0
   rows_per_step: int = 128  # of rolling; a multiple of mesh.data
   batch_size: int = 128  # blocks embedded at a time
   poll_seconds: float = 0.5  # between two looks at first, at last 30 s
@@ -57,7 +59,7 @@ class RefreshConfig:
       ('every', 1),
       ('max_staleness_steps', 1),
       ('delay_steps', 1),
-      ('write_back_next', 0),
+      ('priority_rows', 0),
       ('rows_per_step', 1),
       ('batch_size', 1),
       ('probe_queries', 0),
@@ -103,15 +105,15 @@ class RefreshConfig:
         f'refresh.replay: stands for refresh.where separate with policy async, '
         f'not {where} with {policy}'
       )
-    if self.write_back_next and not self.write_back:
+    if self.priority_rows and self.write_back:
       raise ValueError(
-        f'refresh.write_back_next: {self.write_back_next} needs '
-        'refresh.write_back'
+        f'refresh.priority_rows: {self.priority_rows}, but refresh.write_back '
+        'renews all that is retrieved'
       )
 
   def changes_rows(self) -> bool:
     """Whether the step writes into the index, which is then saved with it."""
-    return self.write_back or self.where == 'rolling'
+    return self.write_back or self.priority_rows > 0 or self.where == 'rolling'
 
   def ranges(self) -> list[tuple[int, int]]:
     """`schedule` as (first step, steps between two versions), ascending."""

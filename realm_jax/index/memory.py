@@ -24,7 +24,8 @@ def device_bytes(
 
   Returns:
     `version`: rows and codes, what another version replaces; `valid`: which
-    rows may be found; `token_table`.
+    rows may be found, and what is known of each that steps write;
+    `token_table`.
   """
   options, dim = config.index, config.model.retrieval_size
   rows = -(-num_rows // devices)
@@ -40,9 +41,11 @@ def device_bytes(
     version += own * tiles * (scann_build.TILE * (dim + 4) + dim * 4)
   token_bytes = 2 if config.model.vocab_size <= 2**16 else 4
   table = rows * block_length * token_bytes
+  refresh = config.refresh
+  written = refresh.changes_rows() + (refresh.priority_rows > 0)
   return {
     'version': version,
-    'valid': rows,
+    'valid': rows * (1 + 4 * written),
     'token_table': 0 if options.token_table == 'host' else table,
   }
 

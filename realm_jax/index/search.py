@@ -30,6 +30,9 @@ class Index:
   tokens_NL: jax.Array  # `[CLS] title [SEP] body [SEP]`, uint16 or int32
   block: int = dataclasses.field(default=4096, metadata={'static': True})
   tree: scann.Tree | None = None  # of the kind scann
+  # Where steps write rows (write.py):
+  step_N: jax.Array | None = None  # int32, whose parameters made a row
+  hits_N: jax.Array | None = None  # int32, retrieved so often since
 
 
 def search(

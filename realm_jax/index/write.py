@@ -1,35 +1,81 @@
-"""Writing rows of an index that is split over all devices."""
+"""Writing rows of an index that is split over all devices.
+
+An index that is written into knows of every row which step's parameters made
+it, and may count how often a row was retrieved since. Both are split over the
+devices as the rows are. `write_rows`, `count_hits` and `most_hit` run inside
+jit under `jax.set_mesh`; with the index donated they work in place.
+"""
 
 import dataclasses
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from realm_jax.index.search import Index
+from realm_jax.parallel import mesh as mesh_lib
 from realm_jax.parallel.mesh import BATCH, ROWS
 
+P = jax.sharding.PartitionSpec
 
-def write_rows(index: Index, row_BK: jax.Array, fresh_BKE: jax.Array) -> Index:
+
+def writable(
+  index: Index, mesh: jax.sharding.Mesh, step: int, count_hits: bool
+) -> Index:
+  """The index as a step can write into it.
+
+  Args:
+    index: a version, of
+    mesh: the run's,
+    step: whose parameters made its rows.
+    count_hits: count how often a row is retrieved.
+  """
+  assert index.rows_NE is not None
+  total = len(index.rows_NE)
+
+  def put(value: int) -> jax.Array:
+    def read(start: int, stop: int) -> np.ndarray:
+      return np.full(stop - start, value, np.int32)
+
+    return mesh_lib.put_rows(read, total, (), np.int32, mesh, total)
+
+  return dataclasses.replace(
+    index, step_N=put(step), hits_N=put(0) if count_hits else None
+  )
+
+
+def state(index: Index) -> dict[str, jax.Array]:
+  """What steps write into, by its name in Index; a checkpoint must hold it."""
+  names = ('rows_NE', 'step_N', 'hits_N')
+  arrays = {name: getattr(index, name) for name in names}
+  return {name: array for name, array in arrays.items() if array is not None}
+
+
+def write_rows(
+  index: Index, row_BK: jax.Array, fresh_BKE: jax.Array, step: jax.Array
+) -> Index:
   """The index with some rows replaced.
 
   The rows and their embeddings go to all devices; each writes those it holds.
-  With the index donated to the program it happens in place. Runs inside jit
-  under `jax.set_mesh`.
 
   Args:
-    index: before.
+    index: before; writable.
     row_BK: rows to replace, B split over `data` and divisible by it; -1: none.
       Of a row that comes twice the first one counts, on any number of devices.
     fresh_BKE: their embeddings; rounded to the index's dtype.
+    step: whose parameters made them.
 
   Returns:
     The index after.
   """
-  model = jax.sharding.get_abstract_mesh().shape['model']
 
   def shard(
-    rows_nE: jax.Array, row_bK: jax.Array, fresh_bKE: jax.Array
-  ) -> jax.Array:
+    arrays: dict[str, jax.Array],
+    row_bK: jax.Array,
+    fresh_bKE: jax.Array,
+    step: jax.Array,
+  ) -> dict[str, jax.Array]:
+    rows_nE = arrays['rows_NE']
     n, size = rows_nE.shape
     row_R, fresh_RE = (
       jax.lax.all_gather(x, 'data', axis=0, tiled=True)
@@ -38,17 +84,129 @@ def write_rows(index: Index, row_BK: jax.Array, fresh_BKE: jax.Array) -> Index:
     order_R = jnp.argsort(row_R, stable=True)
     row_R = row_R[order_R]
     first_R = jnp.concatenate([jnp.ones(1, bool), row_R[1:] != row_R[:-1]])
-    place = jax.lax.axis_index('data') * model + jax.lax.axis_index('model')
-    local_R = row_R - place * n
-    mine_R = first_R & (row_R >= 0) & (local_R >= 0) & (local_R < n)
-    return rows_nE.at[jnp.where(mine_R, local_R, n)].set(
-      fresh_RE[order_R].astype(rows_nE.dtype), mode='drop'
-    )
+    place_R = _places(jnp.where(first_R, row_R, -1), n)
+    values = {
+      'rows_NE': fresh_RE[order_R].astype(rows_nE.dtype),
+      'step_N': step,
+      'hits_N': jnp.int32(0),
+    }
+    return {
+      name: array.at[place_R].set(values[name], mode='drop')
+      for name, array in arrays.items()
+    }
 
-  rows_NE = jax.shard_map(
+  arrays = jax.shard_map(
     shard,
-    in_specs=(ROWS, BATCH, BATCH),
+    in_specs=(ROWS, BATCH, BATCH, P()),
     out_specs=ROWS,
     check_vma=False,  # peers along `model` hold equal rows to write
-  )(index.rows_NE, row_BK, jax.lax.stop_gradient(fresh_BKE))
-  return dataclasses.replace(index, rows_NE=rows_NE)
+  )(state(index), row_BK, jax.lax.stop_gradient(fresh_BKE), step)
+  return dataclasses.replace(index, **arrays)
+
+
+def count_hits(index: Index, row_BK: jax.Array) -> Index:
+  """The index with its rows' hits counted.
+
+  Args:
+    index: before.
+    row_BK: retrieved rows, B split over `data` and divisible by it; -1: none.
+  """
+
+  def shard(hits_n: jax.Array, row_bK: jax.Array) -> jax.Array:
+    row_R = jax.lax.all_gather(row_bK.reshape(-1), 'data', axis=0, tiled=True)
+    return hits_n.at[_places(row_R, len(hits_n))].add(1, mode='drop')
+
+  hits_N = jax.shard_map(
+    shard,
+    in_specs=(ROWS, BATCH),
+    out_specs=ROWS,
+    check_vma=False,  # peers along `model` hold equal rows to count
+  )(index.hits_N, row_BK)
+  return dataclasses.replace(index, hits_N=hits_N)
+
+
+def most_hit(index: Index, count: int) -> jax.Array:
+  """The rows that were retrieved most since they were written.
+
+  Args:
+    index: with counted hits.
+    count: static, rows to give.
+
+  Returns:
+    row_C, the most retrieved first; -1 where fewer rows were retrieved at all.
+    On a TPU the rows of a device are chosen by `approx_max_k`: a row that it
+    misses keeps its hits for the next time.
+  """
+
+  def shard(hits_n: jax.Array) -> jax.Array:
+    n = len(hits_n)
+    hits_c, row_c = jax.lax.approx_max_k(
+      hits_n.astype(jnp.float32), min(count, n)
+    )
+    row_c = row_c + _first(n)
+    hits_D, row_D = (
+      jax.lax.all_gather(x, ('data', 'model'), axis=0, tiled=True)
+      for x in (hits_c, row_c)
+    )
+    hits_C, place_C = jax.lax.top_k(hits_D, min(count, len(hits_D)))
+    row_C = jnp.where(hits_C > 0, row_D[place_C], -1)
+    return jnp.pad(row_C, (0, count - len(row_C)), constant_values=-1)
+
+  return jax.shard_map(shard, in_specs=(ROWS,), out_specs=P(), check_vma=False)(
+    index.hits_N
+  )
+
+
+def keep_newer(old: Index, new: Index, step: jax.Array) -> Index:
+  """A version that is swapped in, with what steps have written since it began.
+
+  Args:
+    old: the index in use; writable.
+    new: it with the rows of the version.
+    step: whose parameters made the version.
+
+  Returns:
+    The rows of the version, but those that a later step has written.
+  """
+  before = state(old)
+  arrays = jax.device_put(
+    _keep_newer(before, new.rows_NE, step),
+    # XLA's name for the same split would compile the step again.
+    jax.tree.map(lambda array: array.sharding, before),
+  )
+  return dataclasses.replace(new, **arrays)
+
+
+@jax.jit
+def _keep_newer(
+  old: dict[str, jax.Array], rows_NE: jax.Array, step: jax.Array
+) -> dict[str, jax.Array]:
+  def shard(
+    old: dict[str, jax.Array], rows_nE: jax.Array, step: jax.Array
+  ) -> dict[str, jax.Array]:
+    newer_n = old['step_N'] > step
+    values = {'rows_NE': rows_nE, 'step_N': step, 'hits_N': jnp.int32(0)}
+    return {
+      name: jnp.where(
+        newer_n.reshape(-1, *(1,) * (array.ndim - 1)), array, values[name]
+      )
+      for name, array in old.items()
+    }
+
+  return jax.shard_map(shard, in_specs=(ROWS, ROWS, P()), out_specs=ROWS)(
+    old, rows_NE, step
+  )
+
+
+def _first(n: int) -> jax.Array:
+  """The first row of this device, of n on each."""
+  model = jax.sharding.get_abstract_mesh().shape['model']
+  place = jax.lax.axis_index('data') * model + jax.lax.axis_index('model')
+  return place * n
+
+
+def _places(row_R: jax.Array, n: int) -> jax.Array:
+  """Where rows lie on this device; n, behind its rows: not here."""
+  local_R = row_R - _first(n)
+  here_R = (row_R >= 0) & (local_R >= 0) & (local_R < n)
+  return jnp.where(here_R, local_R, n)

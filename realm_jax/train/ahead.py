@@ -130,6 +130,7 @@ def _index(
     sharding = mesh_lib.rows_sharding(mesh, on_host)
     return jax.ShapeDtypeStruct((total, *shape), dtype, sharding=sharding)
 
+  refresh = config.refresh
   rows_NE, tree = None, None
   if config.index.kind != 'scann_host':
     rows_NE = array((config.model.retrieval_size,), config.index.rows_dtype)
@@ -154,4 +155,6 @@ def _index(
     ),
     block=config.index.search_block,
     tree=tree,
+    step_N=array((), jnp.int32) if refresh.changes_rows() else None,
+    hits_N=array((), jnp.int32) if refresh.priority_rows else None,
   )

@@ -5,12 +5,13 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
 from realm_jax.config import Config
 from realm_jax.corpus.store import Corpus
-from realm_jax.index import approximate, load, shards
+from realm_jax.index import approximate, load, shards, write
 from realm_jax.index.follow import Follower
 from realm_jax.index.refresh import REQUEST
 from realm_jax.index.scann_host import HostIndex, Searchers
@@ -84,21 +85,13 @@ class IndexFeed:
     self._asked = self._read_request()
     self._choice = Choice(workdir, config, corpus)
     self._replayed = self._choice.replayed()
-    place = self._first(params, resumed_step)
-    self._note(self._started, place)
+    self.index: Index
+    while not self._load(self._first(params, resumed_step)):
+      pass
+    if config.refresh.changes_rows():
+      hits = config.refresh.priority_rows > 0
+      self.index = write.writable(self.index, mesh, self.since, hits)
     self._maker.go_on(self.since, self._started)
-    parts = place.read_parts(config, mesh)
-    self.index: Index = load.load_index(
-      corpus,
-      config,
-      mesh,
-      place.read,
-      None,
-      place.manifest,
-      parts,
-      copies=2 if self._refreshes and config.refresh.where != 'rolling' else 1,
-    )
-    self._hold(place, parts)
     self._follower: Follower | None = None
     refresh = config.refresh
     if self._refreshes and refresh.where == 'separate' and not refresh.replay:
@@ -142,20 +135,20 @@ class IndexFeed:
       self._put(step, params, place, place.read, parts)
     return made
 
-  def restore(
-    self, rows: Callable[[jax.ShapeDtypeStruct], jax.Array | None]
-  ) -> None:
-    """Takes up rows that steps wrote into, if they were saved.
+  def restore(self, saved: Callable[[dict[str, Any]], Any]) -> None:
+    """Takes up what steps wrote into the index, if it was saved.
 
     Args:
-      rows: gives them, with the shape and sharding that they have here.
+      saved: gives it, with the shapes and shardings that it has here.
     """
-    have = self.index.rows_NE
-    found = rows(
-      jax.ShapeDtypeStruct(have.shape, have.dtype, sharding=have.sharding)
+    found = saved(
+      jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding),
+        write.state(self.index),
+      )
     )
     if found is not None:
-      self.index = dataclasses.replace(self.index, rows_NE=found)
+      self.index = dataclasses.replace(self.index, **found)
 
   def step_done(self, step: int) -> None:
     """Counts a step that used the index, for the staleness of `metrics`."""
@@ -205,6 +198,36 @@ class IndexFeed:
     if self._lease:
       self._lease.end()
 
+  def _load(self, place: Place) -> bool:
+    """Puts the first version on the devices; False: it is damaged."""
+    config, mesh = self._config, self._mesh
+    self._note(self._started, place)
+    problem = None
+    try:
+      parts = place.read_parts(config, mesh)
+      self.index = load.load_index(
+        self._corpus,
+        config,
+        mesh,
+        place.read,
+        None,
+        place.manifest,
+        parts,
+        copies=1 + (self._refreshes and config.refresh.where != 'rolling'),
+      )
+      self._hold(place, parts)
+    except versions.Damaged as error:
+      if config.refresh.replay:
+        raise
+      problem = str(error)
+    problem = processes.any_problem(problem)
+    if problem is None:
+      return True
+    processes.say(f'index version passed over: {problem}')
+    if processes.is_first():
+      self._choice.reject(place)
+    return False
+
   def _first(self, params: dict[str, Any], resumed_step: int | None) -> Place:
     """The version to start with: the first process finds one for all."""
     earlier = [step for step in self._replayed if step <= self._started]
@@ -230,10 +253,19 @@ class IndexFeed:
   def _follow(self) -> Follower:
     """Reads the refresher's versions, this process's rows, as they come."""
     config, mesh, index = self._config, self._mesh, self._workdir.index
+
+    def suitable(manifest: versions.Manifest) -> None:
+      self._choice.check(manifest)
+      if manifest.checkpoint_step < self.since:
+        raise ValueError(
+          f'is of step {manifest.checkpoint_step}, the index in use of step '
+          f'{self.since}'
+        )
+
     return Follower(
       index,
       self.version or 0,
-      self._choice.check,
+      suitable,
       lambda rows: shards.local_rows(config, rows, mesh),
       config.refresh.poll_seconds,
       keeps_up=config.refresh.policy == 'schedule',
@@ -317,6 +349,9 @@ class IndexFeed:
     self.index = load.put_version(
       old, self._config, manifest.rows, self._mesh, read, manifest, parts
     )
+    if self._config.refresh.changes_rows():
+      made = jnp.int32(place.made())
+      self.index = write.keep_newer(old, self.index, made)
     self._hold(place, parts)
     if self._probe is not None:
       self._probed = self._probe.compare(params, old, self.index)
@@ -341,7 +376,7 @@ class IndexFeed:
     manifest = place.manifest
     own = place.index == self._workdir.index
     self.version = manifest.version if own else None
-    self.since = manifest.checkpoint_step if place.ours else 0
+    self.since = place.made()
     self._swapped = step
     if self._swaps is None:
       return

@@ -97,7 +97,8 @@ def _fit_to_corpus(stage: str, config: Config, corpus: Corpus) -> Config:
   if refresh.changes_rows() and not (
     stage == 'pretrain' and has_index(stage, config)
   ):
-    key = 'write_back' if refresh.write_back else 'where'
+    options = ('write_back', 'priority_rows')
+    key = next((name for name in options if getattr(refresh, name)), 'where')
     raise ValueError(
       f'config.refresh.{key}: {getattr(refresh, key)}, but {stage} trains no '
       'document embedder with an index'

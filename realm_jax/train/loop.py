@@ -23,6 +23,7 @@ from rich.console import Console
 from rich.progress import Progress, TextColumn
 
 from realm_jax.config import Config
+from realm_jax.index import write
 from realm_jax.index.search import Index
 from realm_jax.parallel import mesh as mesh_lib
 from realm_jax.parallel import processes
@@ -192,7 +193,7 @@ def save(
     'step': {'step': state.step},
   }
   if run.feed and run.config.refresh.changes_rows():
-    items['index'] = {'rows_NE': run.feed.index.rows_NE}
+    items['index'] = write.state(run.feed.index)
   pending = run.host_search.pending() if run.host_search else None
   if pending is not None:
     items['found'] = pending

@@ -57,6 +57,9 @@ def pretrain_step(
   state, metrics = update(state, TRAINED, loss_fn, batch, key, config)
   retrieved = metrics.pop('retrieved')
   if index is not None and config.refresh.changes_rows():
+    metrics['retrieved_staleness_steps'] = retrieved_staleness(
+      index, retrieved['row_BK'], state.step
+    )
     index = renew(
       index,
       before.params,
@@ -101,14 +104,9 @@ def pretrain_loss(
   # The index selects; over-retrieval leaves room for the trivial blocks.
   k = config.num_candidates - 1
   exclude_BX = batch['exclude_BX']
-  further = {}
   if index is not None and k:
-    deep = k + config.refresh.write_back_next
-    found = find(index, batch, query_BE, deep + exclude_BX.shape[1])
-    best = (x[:, : k + exclude_BX.shape[1]] for x in found)
-    _, row_BK, trivial_B = drop_excluded(*best, exclude_BX, k)
-    if deep > k:
-      further['next_BK'] = drop_excluded(*found, exclude_BX, deep)[1][:, k:]
+    found = find(index, batch, query_BE, k + exclude_BX.shape[1])
+    _, row_BK, trivial_B = drop_excluded(*found, exclude_BX, k)
   else:
     row_BK = jnp.zeros((query_BE.shape[0], 0), jnp.int32)
     trivial_B = jnp.zeros(query_BE.shape[0], bool)
@@ -117,8 +115,6 @@ def pretrain_loss(
   )
   score_BK = jnp.einsum('BE,BKE->BK', query_BE, document_BKE)
   score_BK = score_BK / config.score_temperature
-  if config.refresh.write_back and not config.model.dropout:
-    further['fresh_BKE'] = document_BKE[:, 1:]
   log_prior_BK = losses.masked_log_softmax(score_BK, valid_BK)
   logits_BKMV = read_masked(
     params, batch, document_BKL, keys[3], config, sep_id
@@ -138,8 +134,9 @@ def pretrain_loss(
     'row_BK': row_BK,
     'log_prior_BK': log_prior_BK,
     'log_prob_BK': aux['log_prob_BK'],
-    **further,
   }
+  if config.refresh.write_back and not config.model.dropout:
+    retrieved['fresh_BKE'] = document_BKE[:, 1:]
   return loss, {**metrics, 'retrieved': jax.lax.stop_gradient(retrieved)}
 
 
@@ -222,6 +219,22 @@ def most_retrieved_share(row_BK: jax.Array) -> jax.Array:
     row_R, row_R
   )
   return jnp.where(row_R >= 0, count_R, 0).max() / row_BK.shape[0]
+
+
+def retrieved_staleness(
+  index: Index, row_BK: jax.Array, step: jax.Array
+) -> jax.Array:
+  """Mean age in steps of the retrieved rows of an index that steps write into.
+
+  Args:
+    index: that they were found in.
+    row_BK: the rows; -1: none.
+    step: that they were retrieved in, from 1.
+  """
+  made_BK = gather(index.step_N, row_BK)
+  there_BK = row_BK >= 0
+  age_BK = jnp.where(there_BK, step - made_BK, 0)
+  return age_BK.sum() / jnp.maximum(there_BK.sum(), 1)
 
 
 def _metrics(

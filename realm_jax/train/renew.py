@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from realm_jax.config import Config
 from realm_jax.index.gather import gather
 from realm_jax.index.search import Index
-from realm_jax.index.write import write_rows
+from realm_jax.index.write import count_hits, most_hit, write_rows
 from realm_jax.model import parts
 
 
@@ -32,10 +32,11 @@ def renew(
     index: before.
     params: that the step began with.
     step: steps done before it.
-    retrieved: row_BK and next_BK, retrieved and next best; fresh_BKE,
-      embeddings of row_BK, where the loss has some without dropout.
+    retrieved: row_BK, and fresh_BKE, embeddings of them, where the loss has
+      some without dropout.
     config: static; `refresh.where` rolling renews the next slice of all rows,
-      `refresh.write_back` those that were retrieved.
+      `refresh.write_back` those that were retrieved, `refresh.priority_rows`
+      those that were retrieved most since they were made.
     num_rows: static, N.
     sep_id: static, id of [SEP].
 
@@ -43,16 +44,22 @@ def renew(
     The index after.
   """
   refresh = config.refresh
+
+  def write(index: Index, row_BK: jax.Array) -> Index:
+    fresh_BKE = _embed(index, params, row_BK, config, sep_id)
+    return write_rows(index, row_BK, fresh_BKE, step)
+
   if refresh.where == 'rolling':
     row_B1 = _slice(step, num_rows, refresh.rows_per_step)[:, None]
-    index = _write(index, params, row_B1, config, sep_id)
+    index = write(index, row_B1)
+  if refresh.write_back and 'fresh_BKE' in retrieved:
+    return write_rows(index, retrieved['row_BK'], retrieved['fresh_BKE'], step)
   if refresh.write_back:
-    if refresh.write_back_next:
-      index = _write(index, params, retrieved['next_BK'], config, sep_id)
-    if 'fresh_BKE' in retrieved:
-      index = write_rows(index, retrieved['row_BK'], retrieved['fresh_BKE'])
-    else:
-      index = _write(index, params, retrieved['row_BK'], config, sep_id)
+    return write(index, retrieved['row_BK'])
+  if refresh.priority_rows:
+    index = count_hits(index, retrieved['row_BK'])
+    row_B1 = most_hit(index, refresh.priority_rows)[:, None]
+    index = write(index, row_B1)
   return index
 
 
@@ -68,15 +75,15 @@ def _slice(step: jax.Array, num_rows: int, count: int) -> jax.Array:
   return jnp.where(row_B < num_rows, row_B, -1)
 
 
-def _write(
+def _embed(
   index: Index,
   params: dict[str, Any],
   row_BK: jax.Array,
   config: Config,
   sep_id: int,
-) -> Index:
+) -> jax.Array:
   batch, count = row_BK.shape
   token_BKL = gather(index.tokens_NL, row_BK)
   embedder = parts.bind('embedder', config, params['document_embedder'])
   fresh = embedder(token_BKL.reshape(batch * count, -1), sep_id=sep_id)
-  return write_rows(index, row_BK, fresh.reshape(batch, count, -1))
+  return fresh.reshape(batch, count, -1)

@@ -61,9 +61,10 @@ def train(
   mesh_lib.check_batch(
     'batch_size', config.batch_size, mesh, config.micro_batches
   )
-  if config.refresh.where == 'rolling':
-    rows = config.refresh.rows_per_step
-    mesh_lib.check_batch('refresh.rows_per_step', rows, mesh)
+  refresh = config.refresh
+  if refresh.where == 'rolling':
+    mesh_lib.check_batch('refresh.rows_per_step', refresh.rows_per_step, mesh)
+  mesh_lib.check_batch('refresh.priority_rows', refresh.priority_rows, mesh)
   config = absolute_paths(config)
   config, corpus, text, source = open_inputs(
     stage, config, path, mesh_lib.batch_slice(mesh)
@@ -95,7 +96,7 @@ def train(
         probed=source[0],
       )
       if resumed and config.refresh.changes_rows():
-        feed.restore(lambda rows: saved.restore_rows(step, rows))
+        feed.restore(lambda like: saved.restore_item(step, 'index', like))
     metrics, samples = _logs(stage, workdir, corpus, went_on_from)
     batches = prefetch.prefetch(source, step, _PREFETCH)
     host_search = None
@@ -166,8 +167,8 @@ def _host_search(
     config, mesh, batches, candidates(stage, config), corpus.tokenizer.sep_id
   )
   if went_on_from is not None:
-    found = saved.restore_found(
-      went_on_from, host_search.abstract(config.batch_size)
+    found = saved.restore_item(
+      went_on_from, 'found', host_search.abstract(config.batch_size)
     )
     if found:
       host_search.go_on(found, feed.searchable)

@@ -152,30 +152,24 @@ class Checkpoints:
       for name, tree in abstract.items()
     }
 
-  def restore_rows(
-    self, step: int, abstract: jax.ShapeDtypeStruct
-  ) -> jax.Array | None:
-    """Restores the index rows that were saved as `index/rows_NE`.
+  def restore_item(
+    self, step: int, name: str, abstract: dict[str, jax.ShapeDtypeStruct]
+  ) -> dict[str, jax.Array] | None:
+    """Restores arrays that were saved as a top-level key of the state.
 
     Args:
       step: a committed step.
-      abstract: the rows with their sharding; padded to other devices than they
-        were saved from, maybe: what is missing is zeros.
+      name: of the key.
+      abstract: the arrays with their shardings; padded to other devices than
+        they were saved from, maybe: what is missing is zeros.
 
     Returns:
-      The rows, or None where the step was saved without.
+      The arrays, or None where the step was saved without.
     """
-    directory = self._directory / str(step) / 'index'
+    directory = self._directory / str(step) / name
     if not directory.exists():
       return None
-    return _load(directory, {'rows_NE': abstract}, strict=False)['rows_NE']
-
-  def restore_found(
-    self, step: int, abstract: dict[str, jax.ShapeDtypeStruct]
-  ) -> dict[str, jax.Array] | None:
-    """Restores the candidates of the next batch; see restore_rows."""
-    directory = self._directory / str(step) / 'found'
-    return _load(directory, abstract) if directory.exists() else None
+    return _load(directory, abstract, strict=False)
 
   def close(self) -> None:
     """Waits as `wait` does, and ends the threads."""

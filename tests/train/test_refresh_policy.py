@@ -129,7 +129,10 @@ def test_other_policies_do_not_wait():
       'refresh.probe_queries: 0, but refresh.policy adaptive',
     ),
     ({'replay': 'swaps.jsonl', 'policy': 'bounded'}, 'refresh.replay: stands'),
-    ({'write_back_next': 2}, 'refresh.write_back_next: 2 needs'),
+    (
+      {'priority_rows': 2, 'write_back': True},
+      'refresh.priority_rows: 2, but refresh.write_back renews',
+    ),
     ({'schedule': '0:5,x'}, "refresh.schedule: 'x', expected FIRST_STEP:EVERY"),
     ({'schedule': '5:5'}, 'must start at step 0'),
     ({'schedule': '0:5,9:1,7:2'}, 'in ascending order'),

@@ -55,7 +55,6 @@ def test_rows_that_steps_write_are_saved(tmp_path, corpus, monkeypatch):
       'where': 'rolling',
       'rows_per_step': 8,
       'write_back': True,
-      'write_back_next': 2,
     },
     model={'dropout': 0.0},
     mesh={'data': 4, 'model': 2},
@@ -71,6 +70,29 @@ def test_rows_that_steps_write_are_saved(tmp_path, corpus, monkeypatch):
   assert swaps(whole) == [(0, 1, 0), (8, 2, 8)]
   saved = checkpoints.steps(whole)[-1]
   assert (whole / 'checkpoints' / str(saved) / 'index').exists()
+
+
+def test_rows_of_priority_outlive_a_swap(tmp_path, corpus, monkeypatch):
+  config = make_config(
+    corpus,
+    refresh={
+      'where': 'in_process',
+      'every': 3,
+      'policy': 'simulate_delay',
+      'delay_steps': 2,
+      'priority_rows': 4,
+    },
+    mesh={'data': 4, 'model': 2},
+  )
+  whole, _ = run_twice(tmp_path, monkeypatch, config)
+  assert swaps(whole) == [(0, 1, 0), (5, 2, 3), (8, 3, 6)]
+  lines = files.read_lines(whole / 'metrics.jsonl')
+  ages = [line['retrieved_staleness_steps'] for line in lines]
+  stale = [line['staleness_steps'] for line in lines]
+  assert stale == [1, 2, 3, 4, 5, 3, 4, 5]
+  assert all(a <= b for a, b in zip(ages, stale, strict=True))
+  # Rows that step 4 had written are still there after the swap before step 6.
+  assert ages[5] < stale[5]
 
 
 def test_a_delayed_version_is_used_so_many_steps_later(

@@ -1,7 +1,5 @@
 """Which rows a step writes into the index, and what."""
 
-import dataclasses
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,6 +8,7 @@ import small_runs
 
 from realm_jax.config import MeshConfig
 from realm_jax.corpus.store import Corpus
+from realm_jax.index import write
 from realm_jax.index.embed import embed_tokens
 from realm_jax.index.search import Index
 from realm_jax.model import parts
@@ -41,6 +40,7 @@ def renewed(store, config, mesh, step, retrieved):
   index = Index(
     put(before_NE.astype(np.float32)), put(np.ones(COUNT, bool)), put(token_NL)
   )
+  index = write.writable(index, mesh, 0, config.refresh.priority_rows > 0)
   sep_id = corpus.tokenizer.sep_id
   with jax.set_mesh(mesh):
     after = jax.jit(
@@ -77,25 +77,32 @@ def test_rolling_comes_to_every_row_in_turn(store, shape):
 
 @pytest.mark.parametrize('shape', [(1, 1), (4, 2)])
 def test_write_back_renews_what_was_retrieved(store, shape):
-  keys = {'write_back': True, 'write_back_next': 1}
+  keys = {'write_back': True}
   config = small_runs.make_config(store, refresh=keys)
   mesh = mesh_lib.make_mesh(
     MeshConfig(*shape), jax.devices()[: shape[0] * shape[1]]
   )
   row_BK = np.arange(8, dtype=np.int32).reshape(4, 2) * 6
   row_BK[1] = [0, -1]
-  retrieved = {'row_BK': row_BK, 'next_BK': np.int32([[1], [2], [0], [-1]])}
-  written = [0, 1, 2, 6, 24, 30, 36, 42]
-  check(*renewed(store, config, mesh, 0, retrieved), written)
+  written = [0, 6, 24, 30, 36, 42]
+  check(*renewed(store, config, mesh, 0, {'row_BK': row_BK}), written)
   # What the loss embedded is written as it is.
   fresh_BKE = np.full((4, 2, 8), 7, np.float32)
   before_NE, after_NE, _ = renewed(
-    store,
-    dataclasses.replace(
-      config, refresh=dataclasses.replace(config.refresh, write_back_next=0)
-    ),
-    mesh,
-    0,
-    {'row_BK': row_BK, 'fresh_BKE': fresh_BKE},
+    store, config, mesh, 0, {'row_BK': row_BK, 'fresh_BKE': fresh_BKE}
   )
-  check(before_NE, after_NE, np.full((COUNT, 8), 7), [0, 6, 24, 30, 36, 42])
+  check(before_NE, after_NE, np.full((COUNT, 8), 7), written)
+
+
+@pytest.mark.parametrize('shape', [(1, 1), (4, 2)])
+def test_priority_renews_what_was_retrieved_most(store, shape):
+  config = small_runs.make_config(store, refresh={'priority_rows': 4})
+  mesh = mesh_lib.make_mesh(
+    MeshConfig(*shape), jax.devices()[: shape[0] * shape[1]]
+  )
+  row_BK = np.int32([[3, 9], [9, 40], [40, 9], [-1, 17]])
+  found = renewed(store, config, mesh, 5, {'row_BK': row_BK})
+  check(*found, [3, 9, 17, 40])
+  row_BK = np.int32([[3, 9, 21], [9, 40, 3], [40, 9, 30], [-1, 17, 30]])
+  found = renewed(store, config, mesh, 5, {'row_BK': row_BK})
+  check(*found, [3, 9, 30, 40])
