@@ -109,10 +109,7 @@ class Workdir:
     stage = values.pop('stage', None)
     if not isinstance(stage, str):
       raise ValueError(f'{file}: stage {stage!r}, expected the name of a verb')
-    model = values.get('model')
-    if isinstance(model, dict) and isinstance(model.get('remat'), bool):
-      # Before there were kinds of it.
-      model['remat'] = 'full' if model['remat'] else 'none'
+    _bring_up_to_date(values)
     return cls(path, stage, config_lib.from_dict(values))
 
   def lock(self, role: str) -> contextlib.AbstractContextManager[None]:
@@ -152,6 +149,16 @@ class Workdir:
 
   def eval(self, step: int) -> epath.Path:
     return self.path / 'eval' / str(step)
+
+
+def _bring_up_to_date(values: dict[str, Any]) -> None:
+  """What an earlier program wrote, as this one does; other values stay."""
+  model, refresh = values.get('model'), values.get('refresh')
+  if isinstance(model, dict) and isinstance(model.get('remat'), bool):
+    # Before there were kinds of it.
+    model['remat'] = 'full' if model['remat'] else 'none'
+  if isinstance(refresh, dict) and refresh.get('write_back_next') == 0:
+    del refresh['write_back_next']
 
 
 def absolute_paths(config: config_lib.Config) -> config_lib.Config:

@@ -35,6 +35,18 @@ def test_resume_takes_new_values_of_what_may_change(tmp_path):
   assert run.Workdir.open(tmp_path).config == longer
 
 
+def test_a_key_that_an_older_run_did_not_use_is_dropped(tmp_path):
+  file = run.Workdir.create(tmp_path, 'ict', CONFIG).path / 'config.json'
+  values = json.loads(file.read_text())
+  values['refresh']['write_back_next'] = 0
+  file.write_text(json.dumps(values))
+  assert run.Workdir.open(tmp_path).config == CONFIG
+  values['refresh']['write_back_next'] = 3
+  file.write_text(json.dumps(values))
+  with pytest.raises(ValueError, match='refresh.write_back_next: no such key'):
+    run.Workdir.open(tmp_path)
+
+
 @pytest.mark.parametrize('was, now', [(False, 'none'), (True, 'full')])
 def test_remat_of_an_older_run_is_read(tmp_path, was, now):
   file = run.Workdir.create(tmp_path, 'ict', CONFIG).path / 'config.json'
