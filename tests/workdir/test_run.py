@@ -43,7 +43,7 @@ def test_a_key_that_an_older_run_did_not_use_is_dropped(tmp_path):
   assert run.Workdir.open(tmp_path).config == CONFIG
   values['refresh']['write_back_next'] = 3
   file.write_text(json.dumps(values))
-  with pytest.raises(ValueError, match='refresh.write_back_next: no such key'):
+  with pytest.raises(ValueError, match=r'write_back_next: no such key'):
     run.Workdir.open(tmp_path)
 
 
