@@ -1,13 +1,19 @@
-"""A run whose processes are killed at seeded moments, and what must hold."""
+"""A run that is disturbed at seeded moments, and what must hold of it.
+
+Its processes are killed, its index versions damaged, a second refresher is
+started, and the clock by which leases are old is set far ahead.
+"""
 
 import collections
 import itertools
 import json
+import os
 import pathlib
 import random
 import signal
 import subprocess
 import time
+from collections.abc import Callable
 
 import numpy as np
 import small_runs
@@ -18,13 +24,13 @@ from realm_jax.workdir import checkpoints, files, leases, rows, versions
 # compiles, restores, trains or embeds.
 _EARLIEST, _LATEST = 0.5, 10.0
 _PATIENCE = 240.0
+_A_WHILE = 5.0  # for a version of the newest checkpoint, if one is to come
 
 REFRESH = {'where': 'separate', 'poll_seconds': 0.1, 'batch_size': 16}
 KEYS = {
   # Steps without end: the schedule of the learning rate depends on num_steps.
   'num_steps': 1_000_000,
   'checkpoint_every': 25,
-  'index': {'keep': 100_000},  # to replay their use
   'optimizer': {'learning_rate': 1e-3, 'warmup_steps': 10},
 }
 
@@ -37,15 +43,21 @@ class Disturbed:
   """
 
   def __init__(
-    self, folder: pathlib.Path, cache: pathlib.Path, seed: int, size: int
+    self,
+    folder: pathlib.Path,
+    cache: pathlib.Path,
+    seed: int,
+    size: int,
+    keep: int = 100_000,  # to replay their use
   ):
+    keys = {**KEYS, 'index': {'keep': keep}}
     corpus = small_runs.make_corpus(folder)
     small_runs.write_experiment(
-      folder / 'run.py', corpus, refresh=REFRESH, **KEYS
+      folder / 'run.py', corpus, refresh=REFRESH, **keys
     )
     replay = REFRESH | {'replay': str(folder / 'w' / 'swaps.jsonl')}
     small_runs.write_experiment(
-      folder / 'replay.py', corpus, refresh=replay, **KEYS
+      folder / 'replay.py', corpus, refresh=replay, **keys
     )
     self.workdir = folder / 'w'
     self._folder, self._cache, self._size = folder, cache, size
@@ -53,16 +65,70 @@ class Disturbed:
     self._running: dict[str, list[subprocess.Popen]] = {}
     self.counts: collections.Counter[str] = collections.Counter()
 
-  def disturb(self, kills: int) -> None:
-    """Runs, and kills one process after the other, each time starting again."""
+  def start(self) -> None:
     for role in ('trainer', 'refresher'):
       self._start(role)
-    for _ in range(kills):
+
+  def kill(self, times: int) -> None:
+    """Kills one process after the other, each time starting its job again."""
+    for _ in range(times):
       role = self._random.choice(('trainer', 'refresher'))
       time.sleep(self._random.uniform(_EARLIEST, _LATEST))
       victim = self._random.randrange(self._size)
       self._kill(role, victim)
       self._start(role)
+
+  def damage(self, how: Callable[[bytes], bytes]) -> None:
+    """Changes a version before the trainer has read it.
+
+    Waits until the trainer uses another one, and what was damaged is deleted.
+    """
+    self._until(lambda: self._version_used() > 0)
+    while (version := self._damage_next(how)) is None:
+      time.sleep(1.0)
+    gone = versions.directory(self.workdir / 'index', version)
+    self._until(lambda: not gone.exists())
+    self.counts['versions damaged'] += 1
+
+  def _damage_next(self, how: Callable[[bytes], bytes]) -> int | None:
+    """Changes the next version; None: there was none, or nobody read it."""
+    trainer, index = self._running['trainer'], self.workdir / 'index'
+    for process in trainer:
+      process.send_signal(signal.SIGSTOP)
+    seen = max(versions.list_versions(index))
+    new: list[int] = []
+    deadline = time.monotonic() + _A_WHILE
+    while not new and time.monotonic() < deadline:
+      time.sleep(0.02)
+      new = [v for v in versions.list_versions(index) if v > seen]
+    chunk = versions.directory(index, seen + 1) / 'rows' / 'c' / '0' / '0'
+    if new:
+      data = chunk.read_bytes()
+      chunk.write_bytes(how(data))
+    for process in trainer:
+      process.send_signal(signal.SIGCONT)
+    if not new:
+      return None
+    self._until(lambda: self._version_used() > new[0])
+    said = (self._folder / 'said.txt').read_text()
+    if f'index version {new[0]} passed over: {chunk}: ' in said:
+      return new[0]
+    chunk.write_bytes(data)  # a newer one came before the trainer had looked
+    return None
+
+  def start_a_second_refresher(self) -> None:
+    arguments = ['refresh', '--follow', '--workdir', str(self.workdir)]
+    second = small_runs.start(arguments, self._cache, stderr=subprocess.PIPE)
+    statuses, said = small_runs.finish([second])
+    assert statuses == [2]
+    assert 'error: another refresher is running in' in said[0]
+    self.counts['second refreshers'] += 1
+
+  def age_leases(self) -> None:
+    """By the clock of the file system all that is held was held long ago."""
+    for lease in (self.workdir / 'leases').iterdir():
+      os.utime(lease, (0, 0))
+    self.counts['leaps of the clock'] += 1
 
   def end(self) -> int:
     """Lets both come to a swap once more, and stops them; the last step."""
@@ -166,8 +232,15 @@ def losses(workdir: pathlib.Path) -> list[tuple[int, float]]:
   ]
 
 
-def check_workdir(workdir: pathlib.Path) -> dict[str, int]:
-  """Everything on disk is whole and belongs there; counts of it."""
+def check_workdir(
+  workdir: pathlib.Path, keep: int | None = None
+) -> dict[str, int]:
+  """Everything on disk is whole and belongs there; counts of it.
+
+  Args:
+    workdir: of a run that was stopped.
+    keep: how many versions nobody uses may be there; None: any number.
+  """
   index = workdir / 'index'
   numbers = versions.list_versions(index)
   # Nothing but whole versions: of their own embedder, every chunk right.
@@ -184,13 +257,22 @@ def check_workdir(workdir: pathlib.Path) -> dict[str, int]:
   assert made == sorted(made)  # never an older one after a newer one
   swaps = files.read_lines(workdir / 'swaps.jsonl')
   assert [x['step'] for x in swaps] == sorted(x['step'] for x in swaps)
-  assert {x['version'] for x in swaps} <= set(numbers)
+  if keep is None:
+    assert {x['version'] for x in swaps} <= set(numbers)
+  else:
+    resumable = {
+      checkpoints.read_record(workdir, step)['index_version']
+      for step in checkpoints.steps(workdir)
+    }
+    assert resumable <= set(numbers)
+    assert len(set(numbers) - resumable) <= keep
   for line in files.read_lines(workdir / 'metrics.jsonl'):
     used = [swap for swap in swaps if swap['step'] < line['step']][-1]
     assert line['index_step'] == used['checkpoint_step']
   steps = [step for step, _ in losses(workdir)]
   assert steps == list(range(1, len(steps) + 1))
-  assert leases.living(workdir) == []
+  assert leases.living(workdir) == []  # deletes those of dead processes
+  assert not list((workdir / 'leases').glob('*.json'))
   names = {child.name for child in workdir.iterdir()}
   assert not [name for name in names if name.endswith('.tmp')]
   left = [

@@ -16,10 +16,23 @@ def cache(tmp_path_factory):
   return tmp_path_factory.mktemp('cache')
 
 
-def check_disturbed(run, kills, capsys):
+def flip(data):
+  """One bit of the middle."""
+  place = len(data) // 2
+  return data[:place] + bytes([data[place] ^ 4]) + data[place + 1 :]
+
+
+def truncate(data):
+  return data[:-9]
+
+
+def check_disturbed(run, kills, capsys, damages=()):
   began = time.monotonic()
   try:
-    run.disturb(kills)
+    run.start()
+    run.kill(kills)
+    for how in damages:
+      run.damage(how)
     last = run.end()
     counts = disturbed.check_workdir(run.workdir)
     want = run.replay(last)
@@ -33,7 +46,26 @@ def check_disturbed(run, kills, capsys):
 
 
 def test_killed_runs_equal_undisturbed_ones(tmp_path, cache, capsys):
-  check_disturbed(disturbed.Disturbed(tmp_path, cache, 0, 1), 5, capsys)
+  run = disturbed.Disturbed(tmp_path, cache, 0, 1)
+  check_disturbed(run, 5, capsys, damages=(flip, truncate))
+
+
+def test_what_is_in_use_stays_whatever_happens(tmp_path, cache, capsys):
+  run = disturbed.Disturbed(tmp_path, cache, 4, 1, keep=1)
+  try:
+    run.start()
+    run.kill(1)
+    run.start_a_second_refresher()
+    run.age_leases()
+    run.damage(flip)
+    run.kill(2)
+    run.age_leases()
+    run.end()
+    counts = disturbed.check_workdir(run.workdir, keep=1)
+  finally:
+    run.kill_all()
+  with capsys.disabled():
+    print(f'\n{counts | dict(run.counts)}')
 
 
 @pytest.mark.slow
