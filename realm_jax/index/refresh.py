@@ -70,7 +70,7 @@ def refresh(path: str, follow: bool) -> int:
         f'{path}: config.refresh.where is {where}: the trainer refreshes its '
         'index itself; a refresher needs separate'
       )
-    with workdir.lock('refresher'), _lease(workdir):
+    with workdir.lock('refresher'), _lease(workdir, stop):
       job = _Job(workdir, stop)
       return job.follow() if follow else job.once()
   except Interrupted:
@@ -110,10 +110,29 @@ def embedder_digest(workdir: Workdir, step: int) -> str:
   return checkpoints.read_record(workdir.path, step)['embedder_digest']
 
 
-def _lease(workdir: Workdir) -> contextlib.AbstractContextManager[Any]:
-  """Says that a refresher is there; the first process for all."""
+def _lease(
+  workdir: Workdir, stop: _Stop
+) -> contextlib.AbstractContextManager[Any]:
+  """Says that a refresher is there; the first process for all.
+
+  Where the store has no locks it first waits until no other one has said so:
+  one that died is missed a quarter of an hour later.
+  """
   if not processes.is_first():
     return contextlib.nullcontext()
+  began, said = time.monotonic(), False
+  while not files.is_local(workdir.path) and leases.refresher_lives(
+    workdir.path
+  ):
+    if not said:
+      processes.say(
+        f'refresh: another refresher is, or was just now, running in '
+        f'{workdir.path}; waits until it is gone'
+      )
+      said = True
+    processes.beat('waiting for another refresher')
+    if stop.wait(_poll_seconds(workdir.config, began)):
+      raise Interrupted
   return leases.hold(workdir.path, 'refresher')
 
 

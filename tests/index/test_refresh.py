@@ -15,7 +15,7 @@ from realm_jax.corpus import change
 from realm_jax.index import build
 from realm_jax.index.follow import Follower
 from realm_jax.index.refresh import refresh
-from realm_jax.workdir import checkpoints, files, rows, versions
+from realm_jax.workdir import checkpoints, files, leases, rows, versions
 from realm_jax.workdir.run import Workdir
 
 
@@ -72,6 +72,29 @@ def test_a_second_refresher_is_refused(make_run, config):
     pytest.raises(ValueError, match='another refresher is running'),
   ):
     refresh(str(workdir.path), follow=False)
+
+
+def test_without_locks_a_second_refresher_waits(
+  make_run, config, monkeypatch, capsys
+):
+  workdir = make_run(config)
+  assert refresh(str(workdir.path), follow=False) == 0
+  first = leases.Lease(workdir.path, 'refresher')
+  monkeypatch.setattr(files, 'is_local', lambda path: False)
+  first.take()
+  asked = []
+
+  def wait(self, seconds):
+    del self, seconds
+    asked.append(leases.refresher_lives(workdir.path))
+    if len(asked) == 2:
+      first.end()
+    return False
+
+  monkeypatch.setattr('realm_jax.index.refresh._Stop.wait', wait)
+  assert refresh(str(workdir.path), follow=False) == 0
+  assert asked == [True, True]
+  assert 'another refresher is, or was just now' in capsys.readouterr().err
 
 
 def test_rows_of_another_dtype_are_built_anew(make_run, config):
