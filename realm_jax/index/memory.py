@@ -1,6 +1,7 @@
 """What an index takes of the devices' memory, and whether it fits."""
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -84,7 +85,9 @@ def check(
 
   if (needed := need(config)) <= free:
     return
-  changes = (
+  changes: tuple[dict[str, Any], ...] = (
+    {'kind': 'exact'},  # without codes beside the rows
+    {'kind': 'exact', 'token_table': 'host'},
     {'rows_dtype': 'bfloat16'},
     {'token_table': 'host'},
     {'rows_dtype': 'bfloat16', 'token_table': 'host'},
@@ -93,10 +96,10 @@ def check(
   )
   fitting: list[str] = []
   for change in changes:
-    changed = dataclasses.replace(
-      config, index=dataclasses.replace(config.index, **change)
-    )
-    if changed != config and need(changed) <= free:
+    options = dataclasses.replace(config.index, **change)
+    changed = dataclasses.replace(config, index=options)
+    different = all(change[x] != getattr(config.index, x) for x in change)
+    if different and need(changed) <= free:
       fitting.append(
         ' and '.join(f'index.{name} {value}' for name, value in change.items())
       )

@@ -11,7 +11,7 @@ from etils import epath
 
 from realm_jax.config import Config
 from realm_jax.corpus.store import Corpus
-from realm_jax.index import approximate, load, shards, write
+from realm_jax.index import approximate, load, memory, shards, write
 from realm_jax.index.follow import Follower
 from realm_jax.index.refresh import REQUEST
 from realm_jax.index.scann_host import HostIndex, Searchers
@@ -67,9 +67,14 @@ class IndexFeed:
         f'config.train_document_embedder: init_from {config.init_from} was '
         'imported without a document embedder'
       )
-    shards.padded_rows(config, corpus.num_blocks, mesh)  # before it is built
-    self._frozen = frozen
+    # Before a version is built that cannot be used:
+    shards.padded_rows(config, corpus.num_blocks, mesh)
     self._refreshes = not frozen and config.refresh.where != 'none'
+    self._copies = 1 + (self._refreshes and config.refresh.where != 'rolling')
+    memory.check(
+      config, corpus.num_blocks, corpus.block_length, mesh, self._copies
+    )
+    self._frozen = frozen
     self._workdir = workdir
     self._config = config
     self._corpus = corpus
@@ -213,7 +218,7 @@ class IndexFeed:
         None,
         place.manifest,
         parts,
-        copies=1 + (self._refreshes and config.refresh.where != 'rolling'),
+        copies=self._copies,
       )
       self._hold(place, parts)
     except versions.Damaged as error:

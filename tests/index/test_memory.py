@@ -48,6 +48,9 @@ def test_the_error_says_what_is_missing_and_what_would_fit():
     'index.rows_dtype bfloat16 and index.token_table host; index.kind '
     'scann_host; index.kind scann_host and index.token_table host; 2 devices'
   )
+  codes = _config(kind='scann', token_table='host')
+  with pytest.raises(ValueError, match='would fit: index.kind exact; index.r'):
+    memory.check(codes, ROWS, LENGTH, _mesh(1), 2, free=gib)
   with pytest.raises(ValueError, match='no option helps'):
     memory.check(config, 5, LENGTH, _mesh(8), 1, free=0)
 

@@ -103,6 +103,27 @@ def test_each_way_to_the_best_groups(kind, n, k, group):
   np.testing.assert_array_equal(row, want_row)
 
 
+@pytest.mark.parametrize(
+  'dtype, n, k, group, size',
+  [
+    ('float32', 1500, 4, 32, 48),
+    ('bfloat16', 9001, 2, 32, 160),  # top-k first sees groups of groups
+    ('bfloat16', 2000, 3, exact_gpu.GROUP, 256),
+  ],
+)
+def test_the_kernel_takes_every_size(dtype, n, k, group, size):
+  rng = np.random.default_rng(n)
+  rows = np.array(jnp.asarray(rng.normal(size=(n, size)), jnp.dtype(dtype)))
+  query = rng.normal(size=(5, size)).astype(np.float32)
+  valid = rng.random(n) > 0.1
+  arrays = tuple(map(jnp.asarray, (rows, valid, query)))
+  best = exact_gpu.best_groups(*arrays, k, group, interpret=True)
+  score, row = map(np.asarray, exact.rescore(*arrays, best, k, group))
+  want_score, want_row = _brute(rows, valid, query, k, np.full((5, 1), -1))
+  np.testing.assert_allclose(score, want_score, rtol=1e-5, atol=1e-5)
+  np.testing.assert_array_equal(row, want_row)
+
+
 def test_bfloat16_queries_are_taken_as_they_are():
   rng = np.random.default_rng(0)
   rows = rng.normal(size=(97, 16)).astype(np.float32)

@@ -3,6 +3,7 @@
 import pytest
 import small_runs
 
+from realm_jax.index import memory
 from realm_jax.index.refresh import refresh
 from realm_jax.train.run import train
 from realm_jax.workdir import checkpoints, files, versions
@@ -159,6 +160,13 @@ def test_adaptive_asks_the_refresher_when_the_index_is_old(tmp_path, corpus):
   assert refresh(str(path), follow=True) == 0
   found = versions.readable(path / 'index')
   assert [manifest.checkpoint_step for manifest in found] == [0, 8]
+
+
+def test_without_room_nothing_is_embedded(tmp_path, corpus, monkeypatch):
+  monkeypatch.setattr(memory, '_free', lambda device: 100)
+  with pytest.raises(ValueError, match='2 versions.* that are free'):
+    train('pretrain', make_config(corpus), str(tmp_path / 'w'))
+  assert versions.list_versions(tmp_path / 'w' / 'index') == []
 
 
 def test_a_slice_that_cannot_be_split_is_refused(tmp_path, corpus):
