@@ -164,7 +164,7 @@ def test_adaptive_asks_the_refresher_when_the_index_is_old(tmp_path, corpus):
 
 def test_without_room_nothing_is_embedded(tmp_path, corpus, monkeypatch):
   monkeypatch.setattr(memory, '_free', lambda device: 100)
-  with pytest.raises(ValueError, match='2 versions.* that are free'):
+  with pytest.raises(ValueError, match='that are free'):
     train('pretrain', make_config(corpus), str(tmp_path / 'w'))
   assert versions.list_versions(tmp_path / 'w' / 'index') == []
 
