@@ -18,6 +18,7 @@ from realm_jax.workdir import files
 
 FORMAT_VERSION = 2
 _SET_ASIDE = 'damaged.json'  # what the manifest of a damaged version becomes
+_HIDDEN = 'hidden.json'  # while it is looked whether somebody uses it
 _READABLE = (1, 2)  # 1: exact rows, without options and files
 
 
@@ -209,6 +210,7 @@ def check(
 def remove_uncommitted(index: epath.PathLike) -> list[int]:
   """Deletes what writers left that died; only under the refresher's lock.
 
+  A version that was hidden when its pruner died comes back.
   What was set aside stays until there is a newer version: its number must not
   be given to another one.
   """
@@ -216,6 +218,10 @@ def remove_uncommitted(index: epath.PathLike) -> list[int]:
   newest = max(committed, default=0)
   left = []
   for version in _directories(index):
+    hidden = directory(index, version) / _HIDDEN
+    if hidden.exists():  # by one that was killed before it had looked again
+      hidden.rename(hidden.parent / 'manifest.json')
+      continue
     damaged = directory(index, version) / _SET_ASIDE
     if version not in committed and (version < newest or not damaged.exists()):
       left.append(version)
@@ -256,12 +262,13 @@ def prune(
       continue
     path = directory(index, version)
     manifest = path / 'manifest.json'
-    hidden = manifest.rename(path / 'hidden.json')  # whatever is in it
+    hidden = manifest.rename(path / _HIDDEN)  # whatever is in it
     files.sync_directory(path)
     if version in in_use():
       hidden.rename(manifest)
       files.sync_directory(path)
       continue
+    hidden.unlink()  # from here on it does not come back
     path.rmtree()
     deleted.append(version)
   return deleted

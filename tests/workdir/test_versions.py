@@ -117,3 +117,19 @@ def test_prune_gives_back_what_a_reader_takes_meanwhile(tmp_path):
   assert asked[1] == [2, 3]  # version 1 was hidden when the reader came
   assert versions.list_versions(tmp_path) == [1, 3]
   assert versions.read_manifest(tmp_path, 1).version == 1
+
+
+def test_what_was_hidden_by_a_pruner_that_died_comes_back(tmp_path):
+  for _ in range(2):
+    write(tmp_path)
+
+  def in_use():
+    if versions.list_versions(tmp_path) == [2]:
+      raise KeyboardInterrupt  # killed
+    return set()
+
+  with pytest.raises(KeyboardInterrupt):
+    versions.prune(tmp_path, keep=1, in_use=in_use)
+  assert versions.list_versions(tmp_path) == [2]
+  versions.remove_uncommitted(tmp_path)
+  assert versions.list_versions(tmp_path) == [1, 2]
