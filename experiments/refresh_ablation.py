@@ -34,10 +34,11 @@ Of a fine-tuning run as the base:
 
 Prints a JSON line for each variant and seed: recall on the questions at the end
 (zero-shot after pre-training; fine-tuned, exact match too), of a fresh index
-whatever the variant; means over the last quarter of the run of the retrieval
-utility and the loss; the staleness in steps (the median of the logged medians);
-the mean over swaps of what the old index found of what fresh embeddings would;
-versions used, seconds.
+whatever the variant; on dev_questions also of the very index that was in use;
+means over the last quarter of the run of the retrieval utility and the loss;
+the staleness in steps (the median of the logged medians); the mean over swaps
+of what the old index found of what fresh embeddings would; versions used,
+seconds.
 
 Hardware: any; the toy runs take some minutes each on a CPU.
 *Not run.*
@@ -191,12 +192,22 @@ def report(workdir: pathlib.Path) -> dict[str, Any]:
   for name in ('retrieval_utility', 'loss'):
     if name in logged[-1]:
       found[name] = round(statistics.fmean(line[name] for line in quarter), 4)
+  asked = [line for line in lines if 'recall@1' in line]
+  if asked:
+    found['recall@1 in use'] = asked[-1]['recall@1']
   if 'staleness_p50' in logged[-1]:
     ages = [line['staleness_p50'] for line in logged]
     found['staleness_p50'] = statistics.median(ages)
-  return found | {
-    'versions_used': len(files.read_lines(workdir / 'swaps.jsonl'))
-  }
+  swaps = files.read_lines(workdir / 'swaps.jsonl')
+  kept = [
+    value
+    for swap in swaps
+    for name, value in swap.items()
+    if name.startswith('probe_recall_before')
+  ]
+  if kept:
+    found['old of fresh'] = round(statistics.fmean(kept), 3)
+  return found | {'versions_used': len(swaps)}
 
 
 if __name__ == '__main__':
