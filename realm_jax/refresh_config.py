@@ -111,6 +111,10 @@ class RefreshConfig:
         'renews all that is retrieved'
       )
 
+  def delay(self) -> int:
+    """Steps between the making of a version and its use."""
+    return self.delay_steps if self.policy == 'simulate_delay' else 0
+
   def changes_rows(self) -> bool:
     """Whether the step writes into the index, which is then saved with it."""
     return self.write_back or self.priority_rows > 0 or self.where == 'rolling'

@@ -30,6 +30,10 @@ Parts = dict[int, scann_build.Part] | scann_host.Searchers
 _T = TypeVar('_T')
 
 
+class NotWritten(OSError):
+  """A process could not write its files; raised in all of them."""
+
+
 class Built(NamedTuple):
   """The files of a version, and what the probe's queries find with them."""
 
@@ -66,7 +70,7 @@ def build(
     The same in all processes.
 
   Raises:
-    OSError: a process could not write its files; in all of them.
+    NotWritten: a process could not write its files; in all of them.
   """
   count = config.index.num_shards
   own = shards.owned(count)
@@ -261,7 +265,7 @@ def _together(build: Callable[[], _T]) -> _T:
     problem = str(error)
   problem = processes.any_problem(problem)
   if problem:
-    raise OSError(problem)
+    raise NotWritten(problem)
   assert built is not None
   return built
 

@@ -90,8 +90,10 @@ def build_version(
       recall, parts = _measure(
         index, version, writer, corpus, config, mesh, probe, base
       )
-    except OSError as error:  # so in all processes
-      raise Unpublished(str(error)) from error
+    except OSError as error:
+      if processes.alone() or isinstance(error, approximate.NotWritten):
+        raise Unpublished(str(error)) from error
+      raise  # the others wait for this process: the run ends
     _check_recall(index, version, recall, config)
     problem = _commit(
       writer,

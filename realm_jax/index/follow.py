@@ -12,8 +12,8 @@ from etils import epath
 
 from realm_jax.index import approximate
 from realm_jax.parallel import processes
+from realm_jax.workdir import leases, versions
 from realm_jax.workdir import rows as rows_lib
-from realm_jax.workdir import versions
 
 # A decision is kept for the processes that come to it later.
 _KEPT_CALLS = 4096
@@ -35,6 +35,9 @@ class Ready(NamedTuple):
   start: int  # the first row read
   rows_nE: np.ndarray
   parts: approximate.Parts | None = None  # of the kind
+
+  def read(self, start: int, stop: int) -> np.ndarray:
+    return self.rows_nE[start - self.start : stop - self.start]
 
 
 class Follower:
@@ -78,6 +81,8 @@ class Follower:
     self._after = after
     self._bad: set[int] = set()
     self._unread: dict[int, tuple[int, float]] = {}  # tries, when again
+    self._dropped: list[int] = []  # offers that nobody takes, not told yet
+    self._lease = leases.Lease(epath.Path(index).parent, 'reader')
     self._ready: tuple[int, int] | None = None  # offer, version: all have it
     self._offers = 0
     self._calls = 0
@@ -122,6 +127,7 @@ class Follower:
   def close(self) -> None:
     self._stop.set()
     self._thread.join()
+    self._lease.end()
 
   def _run(self) -> None:
     try:
@@ -169,16 +175,24 @@ class Follower:
     if not problems:
       with self._lock:
         self._ready = offer, version
-    elif _DAMAGED in problems:
-      self._bad.add(version)
+      return
+    with self._lock:
+      self._drop(offer)
+    if _DAMAGED in problems:
       versions.set_aside(self._index, version)
+      self._bad.add(version)
     elif _UNSUITABLE in problems:
       self._bad.add(version)
     else:
       tries = self._unread.get(version, (0, 0.0))[0] + 1
-      seconds = self._poll_seconds * _LATER**tries
+      seconds = self._poll_seconds * _LATER ** min(tries, 10)
       again = time.monotonic() + min(seconds, _LONGEST_RETRY_SECONDS)
       self._unread[version] = tries, again
+
+  def _drop(self, offer: int) -> None:
+    """Forgets what was read of an offer that will not be taken."""
+    self._read.pop(offer, None)
+    self._dropped.append(offer)
 
   def _wait_seconds(self) -> float:
     passed = (time.monotonic() - self._began) * _POLL_SHARE
@@ -194,8 +208,11 @@ class Follower:
       offered = processes.ask('index/offer')
       if offered is None or offered[0] == self._offers:
         return None
-      self._offers = offered[0]
-      return offered[0], offered[1]
+      self._offers, version, dropped = offered
+      with self._lock:
+        for offer in dropped:
+          self._read.pop(offer, None)
+      return self._offers, version
     with self._lock:
       if self._ready is not None and not self._keeps_up:
         return None  # the loop has not taken the last one yet
@@ -206,11 +223,18 @@ class Follower:
     with self._lock:
       if newest <= (self._ready[1] if self._ready else self._after):
         return None
+    # Nobody prunes it while it is read, nor the one before, which the loop may
+    # have taken just now, until that is in use.
+    self._lease.take({self._after, newest})
+    if newest not in versions.list_versions(self._index):
+      return None
+    with self._lock:
       if self._ready:  # two of them would need room
-        self._read.pop(self._ready[0])
+        self._drop(self._ready[0])
         self._ready = None
     self._offers += 1
-    processes.tell('index/offer', [self._offers, newest])
+    processes.tell('index/offer', [self._offers, newest, self._dropped])
+    self._dropped = []
     return self._offers, newest
 
   def _read_own(self, version: int) -> Ready:

@@ -34,7 +34,7 @@ _LONGEST_POLL_SECONDS = 30.0
 _RETRY_POLLS = 10  # after a build that could not be written
 _STOP = 'refresh/stop'
 # In the workdir: the step that the trainer wants a version of (policy
-# adaptive).
+# adaptive, or no version is left), and versions that it found damaged.
 REQUEST = 'refresh_request.json'
 
 
@@ -149,6 +149,7 @@ class _Job:
     self._stop = stop
     self._mesh = mesh_lib.local_mesh()
     self._built = -1  # the newest step that has its version
+    self._made: tuple[epath.Path, int] | None = None  # where that lies
 
   def once(self) -> int:
     """Builds the version that is missing, if one is."""
@@ -211,8 +212,10 @@ class _Job:
       steps = checkpoints.steps(self._workdir.path)
       newest = steps[-1] if steps else -1
       if newest >= self._built and (finished or newest >= self._wanted()):
-        if not self._published(newest, corpus, places):
-          return newest
+        if newest > self._built or not self._still_there():
+          self._made = self._published(newest, corpus, places)
+          if self._made is None:
+            return newest
         self._built = newest
       if finished and steps:
         return None
@@ -224,8 +227,7 @@ class _Job:
     """The least step that the trainer wants a version of."""
     if self._config.refresh.policy != 'adaptive':
       return 0
-    request = self._workdir.path / REQUEST
-    asked = files.read_json(request)['step'] if request.exists() else -1
+    asked = self._request().get('step', -1)
     index = self._workdir.index
     made = [manifest.checkpoint_step for manifest in versions.readable(index)]
     return asked if asked > max(made, default=-1) else float('inf')
@@ -237,18 +239,34 @@ class _Job:
 
   def _published(
     self, step: int, corpus: Corpus, places: list[epath.Path]
-  ) -> bool:
-    """Whether a version is of the embedder of `step` and of this corpus."""
+  ) -> tuple[epath.Path, int] | None:
+    """Where a version of the embedder of `step` and of this corpus lies."""
     want = (
       embedder_digest(self._workdir, step),
       corpus.fingerprint,
     )
-    return any(
-      (found.embedder_digest, found.corpus_fingerprint) == want
-      and approximate.difference(found, self._config) is None
-      for index in places
-      for found in versions.readable(index, index == self._workdir.index)
-    )
+    rejected = self._request().get('rejected', [])  # by the trainer: damaged
+    for index in places:
+      for found in versions.readable(index, index == self._workdir.index):
+        if (
+          (found.embedder_digest, found.corpus_fingerprint) == want
+          and approximate.difference(found, self._config) is None
+          and [str(index), found.version] not in rejected
+        ):
+          return index, found.version
+    return None
+
+  def _still_there(self) -> bool:
+    """Whether the version that was made or found last was not set aside."""
+    if self._made is None:
+      return False
+    index, version = self._made
+    return version in versions.list_versions(index)
+
+  def _request(self) -> dict[str, Any]:
+    """What the trainer asks for; empty: nothing."""
+    request = self._workdir.path / REQUEST
+    return files.read_json(request) if request.exists() else {}
 
   def _build(self, step: int, corpus: Corpus) -> None:
     processes.beat(f'restoring step {step}')
@@ -273,6 +291,7 @@ class _Job:
       self._workdir.shared_index,
     )
     self._built = step
+    self._made = self._workdir.index, manifest.version
     processes.say(
       f'refresh: version {manifest.version} of step {step}: {manifest.rows} '
       f'blocks in {manifest.build_seconds:.1f} s'

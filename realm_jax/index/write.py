@@ -162,22 +162,23 @@ def keep_newer(old: Index, new: Index, step: jax.Array) -> Index:
 
   Args:
     old: the index in use; writable.
-    new: it with the rows of the version.
+    new: it with the rows of the version, which are donated.
     step: whose parameters made the version.
 
   Returns:
     The rows of the version, but those that a later step has written.
   """
   before = state(old)
-  arrays = jax.device_put(
-    _keep_newer(before, new.rows_NE, step),
-    # XLA's name for the same split would compile the step again.
-    jax.tree.map(lambda array: array.sharding, before),
+  merge = jax.jit(
+    _keep_newer,
+    donate_argnums=1,
+    # Left to itself XLA may choose another split: the step would be compiled
+    # again.
+    out_shardings=jax.tree.map(lambda array: array.sharding, before),
   )
-  return dataclasses.replace(new, **arrays)
+  return dataclasses.replace(new, **merge(before, new.rows_NE, step))
 
 
-@jax.jit
 def _keep_newer(
   old: dict[str, jax.Array], rows_NE: jax.Array, step: jax.Array
 ) -> dict[str, jax.Array]:

@@ -63,7 +63,7 @@ class Choice:
     self._rejected: set[tuple[str, int]] = set()
 
   def reject(self, place: Place) -> None:
-    """Does not choose a damaged version again; sets it aside if it is ours."""
+    """Never chooses it again: it is damaged or gone. Ours is set aside."""
     self._rejected.add((str(place.index), place.manifest.version))
     if place.index == self._workdir.index:
       versions.set_aside(place.index, place.manifest.version)
@@ -90,7 +90,8 @@ class Choice:
         said = True
         processes.say('no index version is left: waits for the refresher')
         request = self._workdir.path / REQUEST
-        files.write_json(request, {'step': resumed_step})
+        rejected = sorted(self._rejected)
+        files.write_json(request, {'step': resumed_step, 'rejected': rejected})
       processes.beat('waiting for an index version')
       time.sleep(self._config.refresh.poll_seconds)
 
@@ -127,6 +128,7 @@ class Choice:
     self, digest: str, resumed_step: int | None
   ) -> dict[str, Any] | None:
     own, shared = self._workdir.index, self._workdir.shared_index
+    delay = self._config.refresh.delay()
     if resumed_step is not None:
       used = self._used_at(resumed_step)
       if used is not None:
@@ -137,10 +139,12 @@ class Choice:
       for manifest in reversed(versions.readable(index, index == own)):
         if (str(index), manifest.version) in self._rejected:
           continue
-        earlier = resumed_step is not None and index == own
-        if manifest.embedder_digest != digest and not (
-          earlier and manifest.checkpoint_step <= (resumed_step or 0)
-        ):
+        earlier = (
+          index == own
+          and resumed_step is not None
+          and manifest.checkpoint_step + delay <= resumed_step
+        )
+        if not (earlier or manifest.embedder_digest == digest):
           continue
         if self._fits(manifest, index):
           return {'index': str(index), 'version': manifest.version}

@@ -12,7 +12,7 @@ from etils import epath
 from realm_jax.config import Config
 from realm_jax.corpus.store import Corpus
 from realm_jax.index import approximate, load, memory, shards, write
-from realm_jax.index.follow import Follower
+from realm_jax.index.follow import Follower, Ready
 from realm_jax.index.refresh import REQUEST
 from realm_jax.index.scann_host import HostIndex, Searchers
 from realm_jax.index.search import Index
@@ -70,6 +70,7 @@ class IndexFeed:
     # Before a version is built that cannot be used:
     shards.padded_rows(config, corpus.num_blocks, mesh)
     self._refreshes = not frozen and config.refresh.where != 'none'
+    # Rolling swaps once, when all rows are replaced.
     self._copies = 1 + (self._refreshes and config.refresh.where != 'rolling')
     memory.check(
       config, corpus.num_blocks, corpus.block_length, mesh, self._copies
@@ -82,20 +83,22 @@ class IndexFeed:
     self._swaps: SwapLog | None = None
     if processes.is_first():
       self._swaps = SwapLog(workdir.path, resumed_step)
-    self._lease: leases.Lease | None = None
+    self._lease: leases.Lease | None = None  # of the version in use
+    self._coming: leases.Lease | None = None  # of one that is read
     self._started = resumed_step or 0
     self._stale: list[int] = []  # of the steps since the last metrics
     self._probed: dict[str, float] = {}  # of the last swap, not logged yet
     self._maker = VersionMaker(workdir, config, corpus, mesh)
-    self._asked = self._read_request()
     self._choice = Choice(workdir, config, corpus)
     self._replayed = self._choice.replayed()
     self.index: Index
     while not self._load(self._first(params, resumed_step)):
       pass
+    self._asked: int = processes.from_first(
+      self._read_request() if processes.is_first() else None
+    )
     if config.refresh.changes_rows():
-      hits = config.refresh.priority_rows > 0
-      self.index = write.writable(self.index, mesh, self.since, hits)
+      self.index = self._writable(self.index, self.since)
     self._maker.go_on(self.since, self._started)
     self._follower: Follower | None = None
     refresh = config.refresh
@@ -128,22 +131,23 @@ class IndexFeed:
     if refresh.replay:
       place = self._replayed.get(step)
       if place is not None and step > self._started:
-        parts = place.read_parts(self._config, self._mesh)
-        self._put(step, params, place, place.read, parts)
+        self._swap_to(step, params, place)
       return False
     if refresh.where == 'separate':
       return self._take(step, params, last)
     made = self._maker.make(step, params, last, lambda: self._fresh(params))
     place = self._maker.ready(step)
     if place is not None:
-      parts = place.read_parts(self._config, self._mesh)
-      self._put(step, params, place, place.read, parts)
+      self._swap_to(step, params, place)
     return made
 
-  def restore(self, saved: Callable[[dict[str, Any]], Any]) -> None:
+  def restore(
+    self, step: int, saved: Callable[[dict[str, Any]], dict[str, jax.Array]]
+  ) -> None:
     """Takes up what steps wrote into the index, if it was saved.
 
     Args:
+      step: of the checkpoint.
       saved: gives it, with the shapes and shardings that it has here.
     """
     found = saved(
@@ -152,8 +156,13 @@ class IndexFeed:
         write.state(self.index),
       )
     )
-    if found is not None:
-      self.index = dataclasses.replace(self.index, **found)
+    new, self.index = self.index, dataclasses.replace(self.index, **found)
+    record = checkpoints.read_record(self._workdir.path, step)
+    if record['index_version'] != self.version and 'step_N' in found:
+      # That version is gone: only what was written into it is taken up.
+      with jax.set_mesh(self._mesh):
+        made = jnp.int32(self.since)
+        self.index = write.keep_newer(self.index, new, made)
 
   def step_done(self, step: int) -> None:
     """Counts a step that used the index, for the staleness of `metrics`."""
@@ -205,33 +214,59 @@ class IndexFeed:
 
   def _load(self, place: Place) -> bool:
     """Puts the first version on the devices; False: it is damaged."""
-    config, mesh = self._config, self._mesh
+    ready = self._fetch(place)
+    if ready is None:
+      return False
+    self.index = load.load_index(
+      self._corpus,
+      self._config,
+      self._mesh,
+      ready.read,
+      None,
+      place.manifest,
+      ready.parts,
+      copies=self._copies,
+    )
+    self._hold(place, ready.parts)
     self._note(self._started, place)
-    problem = None
+    return True
+
+  def _fetch(self, place: Place) -> Ready | None:
+    """This process's part of a version; None: one of them could not have it.
+
+    In all processes: none is left alone with a program over all devices.
+    """
+    config, mesh = self._config, self._mesh
+    if processes.is_first():
+      self._coming = self._reader(place)  # before it is read
+    start, stop = shards.local_rows(config, place.manifest.rows, mesh)
+    ready, problem = None, None
     try:
-      parts = place.read_parts(config, mesh)
-      self.index = load.load_index(
-        self._corpus,
-        config,
-        mesh,
-        place.read,
-        None,
+      ready = Ready(
         place.manifest,
-        parts,
-        copies=self._copies,
+        start,
+        place.read(start, stop),
+        place.read_parts(config, mesh),
       )
-      self._hold(place, parts)
-    except versions.Damaged as error:
+    except (versions.Damaged, FileNotFoundError) as error:
       if config.refresh.replay:
         raise
       problem = str(error)
     problem = processes.any_problem(problem)
     if problem is None:
-      return True
+      return ready
     processes.say(f'index version passed over: {problem}')
-    if processes.is_first():
+    if self._coming:
       self._choice.reject(place)
-    return False
+      self._coming.end()
+      self._coming = None
+    return None
+
+  def _reader(self, place: Place) -> leases.Lease:
+    """A lease, which keeps a version from being deleted."""
+    lease = leases.Lease(place.index.parent, 'reader')
+    lease.take([place.manifest.version])
+    return lease
 
   def _first(self, params: dict[str, Any], resumed_step: int | None) -> Place:
     """The version to start with: the first process finds one for all."""
@@ -315,13 +350,8 @@ class IndexFeed:
     if refresh_policy.take_due(refresh, step, self._swapped):
       ready = self._follower.take() if self._follower else None
       if ready is not None:
-        rows_nE, first = ready.rows_nE, ready.start
-
-        def read(start: int, stop: int) -> np.ndarray:
-          return rows_nE[start - first : stop - first]
-
         place = Place(self._workdir.index, ready.manifest)
-        self._put(step, params, place, read, ready.parts)
+        self._put(step, params, place, ready)
     if refresh.policy != 'adaptive' or self._asked > self.since:
       return False
     if last or step == self._started or step % refresh.every:
@@ -342,25 +372,42 @@ class IndexFeed:
     assert self._probe is not None
     return self._probe.freshness(params, self.index)
 
+  def _swap_to(self, step: int, params: dict[str, Any], place: Place) -> None:
+    """Reads a version and swaps it in, if it can be read."""
+    ready = self._fetch(place)
+    if ready is not None:
+      self._put(step, params, place, ready)
+
   def _put(
-    self,
-    step: int,
-    params: dict[str, Any],
-    place: Place,
-    read: Callable[[int, int], np.ndarray],
-    parts: approximate.Parts | None,
+    self, step: int, params: dict[str, Any], place: Place, ready: Ready
   ) -> None:
     old, manifest = self.index, place.manifest
+    refresh = self._config.refresh
+    if refresh.where == 'rolling':  # there is no room for both
+      old = dataclasses.replace(old, rows_NE=None, step_N=None, hits_N=None)
+      self.index = old
     self.index = load.put_version(
-      old, self._config, manifest.rows, self._mesh, read, manifest, parts
+      old,
+      self._config,
+      manifest.rows,
+      self._mesh,
+      ready.read,
+      manifest,
+      ready.parts,
     )
-    if self._config.refresh.changes_rows():
+    if refresh.where == 'rolling':
+      self.index = self._writable(self.index, place.made())
+    elif refresh.changes_rows():
       made = jnp.int32(place.made())
       self.index = write.keep_newer(old, self.index, made)
-    self._hold(place, parts)
+    self._hold(place, ready.parts)
     if self._probe is not None:
       self._probed = self._probe.compare(params, old, self.index)
     self._note(step, place)
+
+  def _writable(self, index: Index, made: int) -> Index:
+    hits = self._config.refresh.priority_rows > 0
+    return write.writable(index, self._mesh, made, hits)
 
   @property
   def searchable(self) -> Index | HostIndex:
@@ -385,12 +432,10 @@ class IndexFeed:
     self._swapped = step
     if self._swaps is None:
       return
-    # The new lease before the old one ends, and before the rows are read.
-    lease = leases.Lease(place.index.parent, 'reader')
-    lease.take([manifest.version])
+    coming, self._coming = self._coming or self._reader(place), None
     if self._lease:
       self._lease.end()
-    self._lease = lease
+    self._lease = coming
     self._swaps.write(
       step,
       manifest.version,

@@ -96,7 +96,9 @@ def train(
         probed=source[0],
       )
       if resumed and config.refresh.changes_rows():
-        feed.restore(lambda like: saved.restore_item(step, 'index', like))
+        feed.restore(
+          step, lambda like: saved.restore_item(step, 'index', like, True)
+        )
     metrics, samples = _logs(stage, workdir, corpus, went_on_from)
     batches = prefetch.prefetch(source, step, _PREFETCH)
     host_search = None

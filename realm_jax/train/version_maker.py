@@ -37,9 +37,7 @@ class VersionMaker:
   ):
     self._workdir, self._config = workdir, config
     self._corpus, self._mesh = corpus, mesh
-    refresh = config.refresh
-    delayed = refresh.policy == 'simulate_delay'
-    self._delay = refresh.delay_steps if delayed else 0
+    self._delay = config.refresh.delay()
     self._newest = -1  # the step that the newest version is of
     self._waiting: list[versions.Manifest] = []  # until their step has come
 

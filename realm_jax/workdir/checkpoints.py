@@ -153,23 +153,30 @@ class Checkpoints:
     }
 
   def restore_item(
-    self, step: int, name: str, abstract: dict[str, jax.ShapeDtypeStruct]
-  ) -> dict[str, jax.Array] | None:
+    self,
+    step: int,
+    name: str,
+    abstract: dict[str, jax.ShapeDtypeStruct],
+    padded: bool = False,
+  ) -> dict[str, jax.Array]:
     """Restores arrays that were saved as a top-level key of the state.
 
     Args:
       step: a committed step.
       name: of the key.
-      abstract: the arrays with their shardings; padded to other devices than
-        they were saved from, maybe: what is missing is zeros.
+      abstract: the arrays with their shardings.
+      padded: to other devices than they were saved from, maybe: what is missing
+        is zeros.
 
     Returns:
-      The arrays, or None where the step was saved without.
+      Those of the arrays that were saved.
     """
     directory = self._directory / str(step) / name
     if not directory.exists():
-      return None
-    return _load(directory, abstract, strict=False)
+      return {}
+    saved = _saved_tree(directory)
+    both = {key: leaf for key, leaf in abstract.items() if key in saved}
+    return _load(directory, both, partial=True, strict=not padded)
 
   def close(self) -> None:
     """Waits as `wait` does, and ends the threads."""

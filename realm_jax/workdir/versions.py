@@ -5,6 +5,7 @@ last: the mark that the version exists. A version without it is never looked
 at. Deleting starts with it.
 """
 
+import contextlib
 import dataclasses
 import json
 import sys
@@ -117,15 +118,15 @@ def read_manifest(index: epath.PathLike, version: int) -> Manifest:
     raise Damaged(str(error)) from error
   if not isinstance(values, dict):
     raise Damaged(f'{path}: expected a JSON object')
-  if values.get('format_version') not in _READABLE:
-    raise ValueError(
-      f'{path}: format_version {values.get("format_version")}, this program '
-      f'reads {" and ".join(map(str, _READABLE))}'
-    )
   found = values.pop('crc32', None)
   if found != _checksum(values):
     raise Damaged(
       f'{path}: is damaged (crc32 {_checksum(values)}, it says {found})'
+    )
+  if values.get('format_version') not in _READABLE:
+    raise ValueError(
+      f'{path}: format_version {values.get("format_version")}, this program '
+      f'reads {" and ".join(map(str, _READABLE))}'
     )
   del values['format_version']
   manifest = Manifest(**values)
@@ -236,9 +237,9 @@ def set_aside(index: epath.PathLike, version: int) -> None:
   Its refresher makes another one.
   """
   path = directory(index, version)
-  manifest = path / 'manifest.json'
-  if manifest.exists():
-    manifest.rename(path / _SET_ASIDE)
+  # Another process may have done it, or deleted the version.
+  with contextlib.suppress(FileNotFoundError):
+    (path / 'manifest.json').replace(path / _SET_ASIDE)
     files.sync_directory(path)
 
 
@@ -262,7 +263,10 @@ def prune(
       continue
     path = directory(index, version)
     manifest = path / 'manifest.json'
-    hidden = manifest.rename(path / _HIDDEN)  # whatever is in it
+    try:
+      hidden = manifest.rename(path / _HIDDEN)  # whatever is in it
+    except FileNotFoundError:
+      continue  # a reader has set it aside just now
     files.sync_directory(path)
     if version in in_use():
       hidden.rename(manifest)

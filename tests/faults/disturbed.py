@@ -5,6 +5,7 @@ started, and the clock by which leases are old is set far ahead.
 """
 
 import collections
+import contextlib
 import itertools
 import json
 import os
@@ -113,7 +114,9 @@ class Disturbed:
     said = (self._folder / 'said.txt').read_text()
     if f'index version {new[0]} passed over: {chunk}: ' in said:
       return new[0]
-    chunk.write_bytes(data)  # a newer one came before the trainer had looked
+    # A newer one came before the trainer had looked at it; it may be gone.
+    with contextlib.suppress(FileNotFoundError):
+      chunk.write_bytes(data)
     return None
 
   def start_a_second_refresher(self) -> None:
@@ -124,10 +127,20 @@ class Disturbed:
     assert 'error: another refresher is running in' in said[0]
     self.counts['second refreshers'] += 1
 
+  def hold_a_version(self) -> tuple[int, leases.Lease]:
+    """A lease of this process on the version in use, and which that is."""
+    self._until(lambda: self._version_used() > 0)
+    version = self._version_used()
+    lease = leases.Lease(self.workdir, 'reader')
+    lease.take([version])
+    assert version in versions.list_versions(self.workdir / 'index')
+    return version, lease
+
   def age_leases(self) -> None:
     """By the clock of the file system all that is held was held long ago."""
     for lease in (self.workdir / 'leases').iterdir():
-      os.utime(lease, (0, 0))
+      with contextlib.suppress(FileNotFoundError):  # it ended just now
+        os.utime(lease, (0, 0))
     self.counts['leaps of the clock'] += 1
 
   def end(self) -> int:

@@ -8,6 +8,8 @@ import disturbed
 import pytest
 import small_runs
 
+from realm_jax.workdir import versions
+
 pytestmark = pytest.mark.faults
 
 
@@ -54,13 +56,18 @@ def test_what_is_in_use_stays_whatever_happens(tmp_path, cache, capsys):
   run = disturbed.Disturbed(tmp_path, cache, 4, 1, keep=1)
   try:
     run.start()
-    run.kill(1)
+    version, lease = run.hold_a_version()
     run.start_a_second_refresher()
     run.age_leases()
     run.damage(flip)
-    run.kill(2)
+    run.kill(3)
     run.age_leases()
     run.end()
+    assert version in versions.list_versions(run.workdir / 'index')
+    lease.end()
+    run.start()
+    run.end()
+    assert version not in versions.list_versions(run.workdir / 'index')
     counts = disturbed.check_workdir(run.workdir, keep=1)
   finally:
     run.kill_all()

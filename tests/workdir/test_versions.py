@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import zlib
 
 import numpy as np
 import pytest
@@ -74,12 +75,14 @@ def test_a_damaged_or_foreign_manifest_is_found(tmp_path):
   write(tmp_path)
   path = tmp_path / '000002' / 'manifest.json'
   text = path.read_text()
+  later = json.loads(text) | {'format_version': 3}
+  del later['crc32']
+  later['crc32'] = zlib.crc32(json.dumps(later, sort_keys=True).encode())
   cases = {
     text[:40]: 'not a JSON file',
     text.replace('"checkpoint_step": 7', '"checkpoint_step": 8'): 'is damaged',
-    text.replace('"format_version": 2', '"format_version": 3'): (
-      'format_version 3, this program reads 1 and 2'
-    ),
+    text.replace('"format_version": 2', '"format_version": 3'): 'is damaged',
+    json.dumps(later): 'format_version 3, this program reads 1 and 2',
     (tmp_path / '000001' / 'manifest.json').read_text(): (
       'is the manifest of version 1'
     ),
@@ -117,6 +120,38 @@ def test_prune_gives_back_what_a_reader_takes_meanwhile(tmp_path):
   assert asked[1] == [2, 3]  # version 1 was hidden when the reader came
   assert versions.list_versions(tmp_path) == [1, 3]
   assert versions.read_manifest(tmp_path, 1).version == 1
+
+
+def test_a_version_is_set_aside_once(tmp_path):
+  for _ in range(3):
+    write(tmp_path)
+  versions.set_aside(tmp_path, 1)
+  versions.set_aside(tmp_path, 1)  # by another process
+  assert versions.list_versions(tmp_path) == [2, 3]
+
+  def in_use():
+    versions.set_aside(tmp_path, 2)  # after it was listed
+    return set()
+
+  assert versions.prune(tmp_path, keep=1, in_use=in_use) == []
+  versions.remove_uncommitted(tmp_path)
+  assert [path.name for path in tmp_path.iterdir()] == ['000003']
+
+
+def test_every_flipped_bit_of_a_manifest_is_found(tmp_path):
+  write(tmp_path)
+  manifest = versions.directory(tmp_path, 1) / 'manifest.json'
+  good = manifest.read_bytes()
+  for place in range(len(good)):
+    bad = bytearray(good)
+    bad[place] ^= 1
+    manifest.write_bytes(bad)
+    try:
+      found = versions.read_manifest(tmp_path, 1)
+    except versions.Damaged:
+      continue
+    manifest.write_bytes(good)  # white space
+    assert found == versions.read_manifest(tmp_path, 1)
 
 
 def test_what_was_hidden_by_a_pruner_that_died_comes_back(tmp_path):
