@@ -120,6 +120,7 @@ class Disturbed:
     return None
 
   def start_a_second_refresher(self) -> None:
+    self._until(lambda: leases.refresher_lives(self.workdir))
     arguments = ['refresh', '--follow', '--workdir', str(self.workdir)]
     second = small_runs.start(arguments, self._cache, stderr=subprocess.PIPE)
     statuses, said = small_runs.finish([second])
