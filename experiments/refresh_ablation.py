@@ -40,8 +40,25 @@ the staleness in steps (the median of the logged medians); the mean over swaps
 of what the old index found of what fresh embeddings would; versions used,
 seconds.
 
+Of `wiki_tiny.py` (60 steps of 8 sentences, E 15, seed 0; 6,286 SQuAD dev
+questions, 200 training questions for the index in use), 2 CPU cores, tests
+beside them; before it recall@1 and @5 are 64.9 and 87.2:
+
+             recall@1    @5   in use  utility   loss   median staleness
+  fresh          63.2  85.8     62.5     0.12  16.84                  8
+  rolling        62.7  85.5     63.0     0.00  16.80                 14
+  never          62.0  85.5     59.0    -0.16  17.29                 31
+  write_back     61.5  85.1     42.5    -0.21  17.32                 31
+
+One run each. So few steps at this rate cost the retriever something, and more
+where its index is never refreshed; the first 15 steps change 29% of what fresh
+embeddings find (13% in the mean of four swaps). An index in which only what was
+retrieved is fresh finds less than one that is old as a whole: scores of two
+ages do not compare. `in use` of fresh and rolling is of step 60. The other
+variants, fine-tuning's too, have not been run on real text, and the toy runs
+not since the last changes.
+
 Hardware: any; the toy runs take some minutes each on a CPU.
-*Not run.*
 """
 
 import argparse

@@ -16,8 +16,14 @@ The reader is taught to copy first; then the retriever learns at the reader's
 own rate, ten times that of wiki_small.py, so that an index of some steps ago is
 not that of now.
 
-Hardware: 2 CPU cores (AMD EPYC, AVX-512), 24 GB.
-*Not run.*
+SQuAD dev, percent: recall@1, @5, @20 of BM25 77.7, 92.6, 97.2 (its questions
+were written over the passages), off the shelf 64.9, 87.2, 95.1. After 150 steps
+of copying a passage makes the masked words about 10 nats likelier than none
+(2.6 at step 10). What 60 steps of pre-training then do, by how fresh
+the index is: refresh_ablation.py. Fine-tuning has not been run.
+
+Hardware: 2 CPU cores (AMD EPYC, AVX-512), 24 GB; copying took 18 minutes with
+tests beside it.
 """
 
 from typing import Any

@@ -51,8 +51,6 @@ NOT_RUN = (
   'ict_wiki.py',
   'pretrain_ccnews.py',
   'pretrain_wiki.py',
-  'refresh_ablation.py',
-  'wiki_tiny.py',
 )
 
 
