@@ -52,6 +52,7 @@ def test_killed_runs_equal_undisturbed_ones(tmp_path, cache, capsys):
   check_disturbed(run, 5, capsys, damages=(flip, truncate))
 
 
+@pytest.mark.slow
 def test_what_is_in_use_stays_whatever_happens(tmp_path, cache, capsys):
   run = disturbed.Disturbed(tmp_path, cache, 4, 1, keep=1)
   try:

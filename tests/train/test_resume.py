@@ -98,7 +98,10 @@ def test_the_index_of_another_run_is_taken_up_again(
   assert digests(halves, 6) == digests(whole, 6)
 
 
-@pytest.mark.parametrize('name', ['rows/c/0/0', 'manifest.json'])
+@pytest.mark.parametrize(
+  'name',
+  ['rows/c/0/0', pytest.param('manifest.json', marks=pytest.mark.slow)],
+)
 def test_a_run_whose_version_was_damaged_goes_on(
   tmp_path, corpus, monkeypatch, capsys, name
 ):
