@@ -159,7 +159,7 @@ def test_finetune_search_ask_evaluate(
 
 
 @pytest.mark.parametrize('kind', KINDS)
-def test_a_damaged_file_is_named(pretrained, tmp_path, kind):
+def test_a_damaged_file_is_named(pretrained, tmp_path, capsys, kind):
   path = tmp_path / 'run'
   shutil.copytree(pretrained(kind), path)
   workdir = Workdir.open(path)
@@ -170,20 +170,17 @@ def test_a_damaged_file_is_named(pretrained, tmp_path, kind):
   data = bytearray(file.read_bytes())
   data[len(data) // 2] ^= 1
   file.write_bytes(data)
-  config = workdir.config
-  with pytest.raises(ValueError, match=f'{name}: is not what was written'):
-    train(
-      'pretrain',
-      small_runs.config_lib.replace(config, num_steps=7),
-      str(path),
-    )
+  longer = small_runs.config_lib.replace(workdir.config, num_steps=7)
+  assert train('pretrain', longer, str(path)) == 0
+  said = capsys.readouterr().err
+  assert f'passed over: {file}: is not what was written' in said
+  assert version not in versions.list_versions(workdir.index)
+  version = versions.list_versions(workdir.index)[-1]
+  file = versions.directory(workdir.index, version) / name
   file.unlink()
-  with pytest.raises(ValueError, match=f'{name}: the file is missing'):
-    train(
-      'pretrain',
-      small_runs.config_lib.replace(config, num_steps=7),
-      str(path),
-    )
+  assert train('pretrain', longer, str(path)) == 0  # it is at its last step
+  assert f'passed over: {file}: the file is missing' in capsys.readouterr().err
+  assert version not in versions.list_versions(workdir.index)
 
 
 def test_shards_must_fit_the_devices(corpus, tmp_path):
