@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from jax.experimental.compute_on import compute_on
 
-from realm_jax.parallel.mesh import BATCH, ROWS
+from realm_jax.parallel.mesh import BATCH, ROWS, first_row
 
 
 def gather(table_N: jax.Array, row_BK: jax.Array) -> jax.Array:
@@ -25,17 +25,14 @@ def gather(table_N: jax.Array, row_BK: jax.Array) -> jax.Array:
   Returns:
     [B, K, ...] split over `data`; float32 for floating tables, else int32.
   """
-  mesh = jax.sharding.get_abstract_mesh()
-  model = mesh.shape['model']
   dtype = (
     jnp.float32 if jnp.issubdtype(table_N.dtype, jnp.floating) else jnp.int32
   )
 
   def shard(table_n: jax.Array, row_bK: jax.Array) -> jax.Array:
     n = table_n.shape[0]
-    place = jax.lax.axis_index('data') * model + jax.lax.axis_index('model')
     row_BK = jax.lax.all_gather(row_bK, 'data', axis=0, tiled=True)
-    local_BK = row_BK - place * n
+    local_BK = row_BK - first_row(n)
     mine_BK = (local_BK >= 0) & (local_BK < n) & (row_BK >= 0)
     found = _take(table_n, jnp.clip(local_BK, 0, n - 1)).astype(dtype)
     mine = mine_BK.reshape(mine_BK.shape + (1,) * (found.ndim - 2))

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from realm_jax.index import exact, scann
-from realm_jax.parallel.mesh import BATCH, ROWS
+from realm_jax.parallel.mesh import BATCH, ROWS, first_row
 
 P = jax.sharding.PartitionSpec
 
@@ -143,12 +143,11 @@ def _search(
     query_BE: jax.Array,
   ) -> tuple[jax.Array, jax.Array]:
     n = rows_nE.shape[0]
-    place = jax.lax.axis_index('data') * model + jax.lax.axis_index('model')
     if tree is None:
       score_BK, row_BK = exact.top_k(rows_nE, valid_n, query_BE, k, index.block)
     else:
       score_BK, row_BK = scann.top_k(tree, rows_nE, valid_n, query_BE, k)
-    row_BK = jnp.where(score_BK == -jnp.inf, -1, row_BK + place * n)
+    row_BK = jnp.where(score_BK == -jnp.inf, -1, row_BK + first_row(n))
     # Merge over `model`, then each `data` peer merges its own queries. Peers
     # come in order of their rows, so equal scores stay in order of row.
     if model > 1:

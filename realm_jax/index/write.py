@@ -143,7 +143,7 @@ def most_hit(index: Index, count: int) -> jax.Array:
     hits_c, row_c = jax.lax.approx_max_k(
       hits_n.astype(jnp.float32), min(count, n)
     )
-    row_c = row_c + _first(n)
+    row_c = row_c + mesh_lib.first_row(n)
     hits_D, row_D = (
       jax.lax.all_gather(x, ('data', 'model'), axis=0, tiled=True)
       for x in (hits_c, row_c)
@@ -199,15 +199,8 @@ def _keep_newer(
   )
 
 
-def _first(n: int) -> jax.Array:
-  """The first row of this device, of n on each."""
-  model = jax.sharding.get_abstract_mesh().shape['model']
-  place = jax.lax.axis_index('data') * model + jax.lax.axis_index('model')
-  return place * n
-
-
 def _places(row_R: jax.Array, n: int) -> jax.Array:
   """Where rows lie on this device; n, behind its rows: not here."""
-  local_R = row_R - _first(n)
+  local_R = row_R - mesh_lib.first_row(n)
   here_R = (row_R >= 0) & (local_R >= 0) & (local_R < n)
   return jnp.where(here_R, local_R, n)
