@@ -20,11 +20,11 @@ from realm_jax.parallel import processes
 from realm_jax.train import refresh_policy
 from realm_jax.train.first_index import Choice, Place
 from realm_jax.train.probe import Probe
-from realm_jax.train.renew import rounds
+from realm_jax.train.staleness import Staleness
+from realm_jax.train.used import UsedVersions
 from realm_jax.train.version_maker import VersionMaker
 from realm_jax.workdir import checkpoints, files, leases, versions
 from realm_jax.workdir.digest import embedder_digest
-from realm_jax.workdir.metrics import SwapLog
 from realm_jax.workdir.run import Workdir, split_init
 
 
@@ -75,18 +75,15 @@ class IndexFeed:
     memory.check(
       config, corpus.num_blocks, corpus.block_length, mesh, self._copies
     )
-    self._frozen = frozen
     self._workdir = workdir
     self._config = config
     self._corpus = corpus
     self._mesh = mesh
-    self._swaps: SwapLog | None = None
+    self._used: UsedVersions | None = None
     if processes.is_first():
-      self._swaps = SwapLog(workdir.path, resumed_step)
-    self._lease: leases.Lease | None = None  # of the version in use
-    self._coming: leases.Lease | None = None  # of one that is read
+      self._used = UsedVersions(workdir, resumed_step)
     self._started = resumed_step or 0
-    self._stale: list[int] = []  # of the steps since the last metrics
+    self._staleness = Staleness(config.refresh, corpus.num_blocks, frozen)
     self._probed: dict[str, float] = {}  # of the last swap, not logged yet
     self._maker = VersionMaker(workdir, config, corpus, mesh)
     self._choice = Choice(workdir, config, corpus)
@@ -166,7 +163,7 @@ class IndexFeed:
 
   def step_done(self, step: int) -> None:
     """Counts a step that used the index, for the staleness of `metrics`."""
-    self._stale.append(self._staleness(step))
+    self._staleness.step_done(step, self.since)
 
   def metrics(self, step: int, window: bool = True) -> dict[str, Any]:
     """What the index of a step is of, and how old.
@@ -176,16 +173,7 @@ class IndexFeed:
       window: with the median and the 95th percentile of the staleness over the
         steps since the last call (or since the run was started or resumed).
     """
-    stale = self._staleness(step)
-    rolling = self._config.refresh.where == 'rolling'
-    values: dict[str, Any] = {
-      'index_step': step - stale if rolling else self.since,
-      'staleness_steps': stale,
-    }
-    if window and self._stale:
-      p50, p95 = np.percentile(self._stale, [50, 95], method='higher')
-      values |= {'staleness_p50': int(p50), 'staleness_p95': int(p95)}
-      self._stale = []
+    values = self._staleness.metrics(step, self.since, window)
     if window:
       values |= self._probed
       self._probed = {}
@@ -209,8 +197,8 @@ class IndexFeed:
   def close(self) -> None:
     if self._follower:
       self._follower.close()
-    if self._lease:
-      self._lease.end()
+    if self._used:
+      self._used.close()
 
   def _load(self, place: Place) -> bool:
     """Puts the first version on the devices; False: it is damaged."""
@@ -237,8 +225,8 @@ class IndexFeed:
     In all processes: none is left alone with a program over all devices.
     """
     config, mesh = self._config, self._mesh
-    if processes.is_first():
-      self._coming = self._reader(place)  # before it is read
+    if self._used:
+      self._used.read(place)
     start, stop = shards.local_rows(config, place.manifest.rows, mesh)
     ready, problem = None, None
     try:
@@ -256,17 +244,10 @@ class IndexFeed:
     if problem is None:
       return ready
     processes.say(f'index version passed over: {problem}')
-    if self._coming:
+    if self._used:
       self._choice.reject(place)
-      self._coming.end()
-      self._coming = None
+      self._used.drop()
     return None
-
-  def _reader(self, place: Place) -> leases.Lease:
-    """A lease, which keeps a version from being deleted."""
-    lease = leases.Lease(place.index.parent, 'reader')
-    lease.take([place.manifest.version])
-    return lease
 
   def _first(self, params: dict[str, Any], resumed_step: int | None) -> Place:
     """The version to start with: the first process finds one for all."""
@@ -333,16 +314,6 @@ class IndexFeed:
       if config.refresh.policy == 'adaptive':
         probe.freshness(params, self.index)
     return probe
-
-  def _staleness(self, step: int) -> int:
-    """Steps between the embedder of the (oldest) rows and this step."""
-    if self._frozen:
-      return 0
-    age = step - self.since
-    if self._config.refresh.where == 'rolling':
-      turn = rounds(self._corpus.num_blocks, self._config.refresh.rows_per_step)
-      return min(age, turn)
-    return age
 
   def _take(self, step: int, params: dict[str, Any], last: bool) -> bool:
     """Takes the refresher's version; whether one is asked of it."""
@@ -425,21 +396,9 @@ class IndexFeed:
 
   def _note(self, step: int, place: Place) -> None:
     """Writes down that a version is in use from this step on."""
-    manifest = place.manifest
     own = place.index == self._workdir.index
-    self.version = manifest.version if own else None
+    self.version = place.manifest.version if own else None
     self.since = place.made()
     self._swapped = step
-    if self._swaps is None:
-      return
-    coming, self._coming = self._coming or self._reader(place), None
-    if self._lease:
-      self._lease.end()
-    self._lease = coming
-    self._swaps.write(
-      step,
-      manifest.version,
-      manifest.checkpoint_step,
-      index=str(place.index),
-      **self._probed,
-    )
+    if self._used:
+      self._used.use(step, place, **self._probed)
