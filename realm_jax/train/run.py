@@ -27,6 +27,7 @@ from realm_jax.train.profile import Profile
 from realm_jax.train.program import jit_step
 from realm_jax.train.samples import SampleLog
 from realm_jax.train.state import TrainState
+from realm_jax.train.terminated import Stopped, stopped_at_once
 from realm_jax.workdir import checkpoints as checkpoints_lib
 from realm_jax.workdir import files
 from realm_jax.workdir.metrics import MetricsWriter
@@ -52,11 +53,30 @@ def train(
     profile: steps, from 1, to write profiler traces of.
 
   Returns:
-    Exit status: 0 done, 75 stopped by SIGTERM after saving.
+    Exit status: 0 done, 75 stopped by SIGTERM after saving, or before there
+    was anything to save.
 
   Raises:
     ValueError: the config, the corpus or the workdir cannot be right.
   """
+  with contextlib.ExitStack() as stack:
+    try:
+      with stopped_at_once():
+        run = _set_up(stage, config, path, profile, stack)
+    except Stopped:
+      processes.say('stopped by SIGTERM before the first step')
+      return processes.SIGTERM_STATUS
+    return train_loop(run)
+
+
+def _set_up(
+  stage: str,
+  config: Config,
+  path: str,
+  profile: Sequence[int],
+  stack: contextlib.ExitStack,
+) -> Run:
+  """All that the loop needs; `stack` closes it."""
   mesh = mesh_lib.make_mesh(config.mesh)
   mesh_lib.check_batch(
     'batch_size', config.batch_size, mesh, config.micro_batches
@@ -74,72 +94,66 @@ def train(
   # Before the workdir is made: an init_from that is refused leaves none.
   resumed: bool = processes.from_first(bool(checkpoints_lib.steps(path)))
   state = None if resumed else _initial_state(stage, config, mesh)
-  with _workdir(path, stage, config, corpus, text) as workdir:
-    saved = checkpoints_lib.Checkpoints(
-      workdir.path, config.keep_checkpoints, keep_best=best is not None
+  workdir = stack.enter_context(_workdir(path, stage, config, corpus, text))
+  saved = checkpoints_lib.Checkpoints(
+    workdir.path, config.keep_checkpoints, keep_best=best is not None
+  )
+  if state is None:
+    state = _resumed_state(stage, config, path, mesh, saved)
+  frozen = stage == 'finetune' and not config.train_document_embedder
+  step = int(state.step)
+  went_on_from = step if resumed else None
+  feed = None
+  if has_index(stage, config):
+    feed = IndexFeed(
+      workdir,
+      config,
+      corpus,
+      mesh,
+      state.params,
+      went_on_from,
+      frozen=frozen,
+      probed=source[0],
     )
-    if state is None:
-      state = _resumed_state(stage, config, path, mesh, saved)
-    frozen = stage == 'finetune' and not config.train_document_embedder
-    step = int(state.step)
-    went_on_from = step if resumed else None
-    feed = None
-    if has_index(stage, config):
-      feed = IndexFeed(
-        workdir,
-        config,
-        corpus,
-        mesh,
-        state.params,
-        went_on_from,
-        frozen=frozen,
-        probed=source[0],
+    stack.callback(feed.close)
+    if resumed and config.refresh.changes_rows():
+      feed.restore(
+        step, lambda like: saved.restore_item(step, 'index', like, True)
       )
-      if resumed and config.refresh.changes_rows():
-        feed.restore(
-          step, lambda like: saved.restore_item(step, 'index', like, True)
-        )
-    metrics, samples = _logs(stage, workdir, corpus, went_on_from)
-    batches = prefetch.prefetch(source, step, _PREFETCH)
-    host_search = None
-    if feed is not None and config.index.kind == 'scann_host':
-      host_search = _host_search(
-        stage, config, corpus, mesh, batches, feed, saved, went_on_from
-      )
-    run = Run(
-      workdir=workdir,
-      config=config,
-      mesh=mesh,
-      step=_compiled(_step(stage, config, corpus), mesh),
-      batches=batches,
-      host_search=host_search,
-      ids=source.ids,
-      state=state,
-      feed=feed,
-      checkpoints=saved,
-      metrics=metrics,
-      samples=samples,
-      alarm=_alarm(stage, config, corpus),
-      profile=Profile(workdir.path, profile),
-      evaluate=evaluate,
-      eval_every=every,
-      best=best,
+  batches = prefetch.prefetch(source, step, _PREFETCH)
+  host_search = None
+  if feed is not None and config.index.kind == 'scann_host':
+    host_search = _host_search(
+      stage, config, corpus, mesh, batches, feed, saved, went_on_from
     )
-    try:
-      if not resumed and (
-        stage == 'pretrain' or (feed is not None and not frozen)
-      ):
-        # The state that version 1 belongs to; a refresher takes it as the sign
-        # that the first version is out.
-        save(run, 0, state)
-      return train_loop(run)
-    finally:
-      if metrics:
-        metrics.close()
-      if host_search:
-        host_search.close()
-      if feed:
-        feed.close()
+    stack.callback(host_search.close)
+  metrics, samples = _logs(stage, workdir, corpus, went_on_from)
+  if metrics:
+    stack.callback(metrics.close)
+  run = Run(
+    workdir=workdir,
+    config=config,
+    mesh=mesh,
+    step=_compiled(_step(stage, config, corpus), mesh),
+    batches=batches,
+    host_search=host_search,
+    ids=source.ids,
+    state=state,
+    feed=feed,
+    checkpoints=saved,
+    metrics=metrics,
+    samples=samples,
+    alarm=_alarm(stage, config, corpus),
+    profile=Profile(workdir.path, profile),
+    evaluate=evaluate,
+    eval_every=every,
+    best=best,
+  )
+  if not resumed and (stage == 'pretrain' or (feed is not None and not frozen)):
+    # The state that version 1 belongs to; a refresher takes it as the sign
+    # that the first version is out.
+    save(run, 0, state)
+  return run
 
 
 def _logs(

@@ -1,9 +1,36 @@
 """SIGTERM: all processes of a run stop at one step."""
 
+import contextlib
 import signal
+from collections.abc import Iterator
 
 import jax
 from jax.experimental import multihost_utils
+
+
+class Stopped(BaseException):
+  """SIGTERM came where there is nothing to save."""
+
+
+@contextlib.contextmanager
+def stopped_at_once() -> Iterator[None]:
+  """SIGTERM ends what is in hand, such as a first index that is built.
+
+  One of several processes goes on to its first step: JAX's preemption service
+  has the signal, and all of them are to stop there together.
+  """
+  if jax.process_count() > 1:
+    yield
+    return
+
+  def stop(*_: object) -> None:
+    raise Stopped
+
+  previous = signal.signal(signal.SIGTERM, stop)
+  try:
+    yield
+  finally:
+    signal.signal(signal.SIGTERM, previous)
 
 
 class Terminated:

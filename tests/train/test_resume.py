@@ -1,5 +1,6 @@
 """Runs that are stopped, killed or wrong, and go on."""
 
+import os
 import signal
 import time
 
@@ -9,6 +10,7 @@ import small_runs
 
 from realm_jax.corpus.store import Corpus
 from realm_jax.data.ict import IctSource
+from realm_jax.index import build
 from realm_jax.index.refresh import refresh
 from realm_jax.train.run import train
 from realm_jax.workdir import checkpoints, files, versions
@@ -170,6 +172,24 @@ def test_a_trainer_killed_before_its_first_step_resumes(tmp_path, corpus):
   assert checkpoints.steps(path) == [0]
   assert train('pretrain', config, str(path)) == 0
   assert checkpoints.steps(path) == [0, 1]
+  assert versions.list_versions(path / 'index') == [1]
+
+
+def test_sigterm_while_the_first_index_is_built(tmp_path, corpus, monkeypatch):
+  def stop(*_):
+    os.kill(os.getpid(), signal.SIGTERM)
+    raise AssertionError('SIGTERM was not heard')
+
+  before = signal.getsignal(signal.SIGTERM)
+  config, path = small_runs.make_config(corpus), tmp_path / 'w'
+  with monkeypatch.context():
+    monkeypatch.setattr(build, '_write_rows', stop)
+    assert train('pretrain', config, str(path)) == 75
+  monkeypatch.undo()
+  assert signal.getsignal(signal.SIGTERM) == before
+  assert not (path / 'index').exists() or not list((path / 'index').iterdir())
+  assert not checkpoints.steps(path)
+  assert train('pretrain', config, str(path)) == 0
   assert versions.list_versions(path / 'index') == [1]
 
 
