@@ -48,8 +48,7 @@ def _quickstart(verb: Parser) -> _Run:
   def run(**flags: Any) -> int:
     from realm_jax.jobs import quickstart
 
-    quickstart.quickstart(**flags)
-    return 0
+    return quickstart.quickstart(**flags)
 
   return run
 

@@ -414,3 +414,11 @@ def test_index_lists_the_committed_versions(tmp_path, capsys):
   assert cli.main([*listing, '--report']) == 0
   [whole] = json.loads(capsys.readouterr().out)
   assert whole['corpus_fingerprint'] == 'c' and whole['bytes'] == 40
+  # One that is damaged does not hide the others.
+  again = versions.directory(workdir.index, 3)
+  again.mkdir()
+  (again / 'manifest.json').write_text('{')
+  assert cli.main(listing) == 0
+  printed = capsys.readouterr()
+  assert [x['version'] for x in json.loads(printed.out)] == [1]
+  assert 'index version 3 passed over' in printed.err

@@ -4,22 +4,33 @@ import json
 import os
 import subprocess
 import sys
+import time
 
 
 def test_small_quickstart(tmp_path):
   workdir = tmp_path / 'run'
-  result = subprocess.run(
-    [
-      *(sys.executable, '-m', 'realm_jax', 'quickstart'),
-      *('--workdir', str(workdir), '--size', 'small'),
-    ],
-    capture_output=True,
-    text=True,
-    timeout=1500,
-    env={**os.environ, 'XLA_FLAGS': ''},
-  )
+  command = [
+    *(sys.executable, '-m', 'realm_jax', 'quickstart'),
+    *('--workdir', str(workdir), '--size', 'small'),
+  ]
+  options = {'text': True, 'env': {**os.environ, 'XLA_FLAGS': ''}}
+  # Stopped in pre-training, it goes on there.
+  first = subprocess.Popen(command, stderr=subprocess.PIPE, **options)
+  logged = workdir / 'pretrain' / 'metrics.jsonl'
+  while first.poll() is None and not (logged.exists() and logged.read_text()):
+    time.sleep(0.1)
+  first.terminate()
+  said = first.communicate(timeout=300)[1]
+  assert first.returncode == 75, said[-3000:]
+  assert 'stopped by SIGTERM' in said
+  other = [*command, '--seed', '1']
+  refused = subprocess.run(other, capture_output=True, **options)
+  assert refused.returncode == 2
+  assert 'was begun with --seed 0 --size small' in refused.stderr
+  result = subprocess.run(command, capture_output=True, timeout=1500, **options)
   assert result.returncode == 0, result.stderr[-3000:]
   assert 'What the model learned' in result.stderr
+  assert 'mlm 20/' not in result.stderr  # not done again
   summary = json.loads((workdir / 'summary.json').read_text())
   assert set(summary) == {
     'closed_book_exact_match',

@@ -12,10 +12,13 @@ from realm_jax import config as config_lib
 from realm_jax.config import Config
 from realm_jax.corpus import change, toy
 from realm_jax.corpus.prepare import prepare
+from realm_jax.corpus.store import Corpus
 from realm_jax.evaluate import curves
 from realm_jax.evaluate.evaluate import evaluate
 from realm_jax.index.refresh import refresh
 from realm_jax.jobs import quickstart_report
+from realm_jax.jobs.progress import Progress
+from realm_jax.parallel import processes
 from realm_jax.train.run import train
 from realm_jax.workdir import files
 
@@ -53,8 +56,15 @@ _STEPS = {
 }
 
 
-def quickstart(workdir: str, seed: int, size: str) -> dict[str, Any]:
+class _Stopped(Exception):
+  """SIGTERM came to a stage."""
+
+
+def quickstart(workdir: str, seed: int, size: str) -> int:
   """Runs every stage and leaves `summary.json` and `learning.png`.
+
+  `progress.json` has what each part came to: run again, it goes on after the
+  last of them, in the middle of a stage from its newest checkpoint.
 
   Args:
     workdir: directory for the world, the stores and the workdirs of stages.
@@ -62,34 +72,42 @@ def quickstart(workdir: str, seed: int, size: str) -> dict[str, Any]:
     size: 'full', or 'small' for a test.
 
   Returns:
-    What summary.json holds; scores in percent.
+    Exit status: 0 done, 75 stopped by SIGTERM.
 
   Raises:
-    ValueError: the workdir holds a run already.
-    RuntimeError: a stage was stopped, or the refresher failed.
+    ValueError: the workdir holds something else.
+    RuntimeError: the refresher failed.
   """
-  if os.path.exists(os.path.join(workdir, 'world')):
-    raise ValueError(f'--workdir {workdir}: holds a run already; give another')
-  began = time.monotonic()
-  os.makedirs(workdir, exist_ok=True)
-  run = _Quickstart(workdir, seed, _STEPS[size])
-  _say('1/7  writing an invented world: an encyclopedia and news about it')
-  world = toy.write_world(run.path('world'), seed, size)['files']
-  run.prepare(world)
-  _say('2/7  ICT: find the passage that a sentence was taken from')
+  run = _Quickstart(workdir, seed, size)
+  try:
+    summary = _run(run)
+  except _Stopped:
+    return processes.SIGTERM_STATUS
+  curves.plot(run.path('pretrain'), run.path('learning.png'))
+  files.write_json(run.path('summary.json'), summary)
+  quickstart_report.table(summary, run.path('learning.png'))
+  return 0
+
+
+def _run(run: '_Quickstart') -> dict[str, Any]:
+  """All stages in order; gives what summary.json holds, scores in percent."""
+  run.say('1/7  writing an invented world: an encyclopedia and news about it')
+  world = run.once('world', run.write_world)
+  run.once('corpora', lambda: run.prepare(world))
+  run.say('2/7  ICT: find the passage that a sentence was taken from')
   run.stage('ict', run.ict())
-  before = run.zero_shot('ict', world)
-  _say('3/7  MLM: fill in masked words of the encyclopedia')
+  before = run.once('before', lambda: run.zero_shot('ict', world))
+  run.say('3/7  MLM: fill in masked words of the encyclopedia')
   run.stage('mlm', run.mlm())
   run.stage('copying', run.copying(), 'mlm')
-  _say('4/7  pre-training: fill in masked facts of the news by reading; a')
-  _say('     second process rebuilds the index beside it')
-  used = run.pretrain(world)
+  run.say('4/7  pre-training: fill in masked facts of the news by reading; a')
+  run.say('     second process rebuilds the index beside it')
+  used = run.once('versions', lambda: run.pretrain(world))
   after = run.score('pretrain', world['questions_test'], 'test')
-  _say('5/7  fine-tuning on questions')
+  run.say('5/7  fine-tuning on questions')
   run.stage('finetune', run.finetune(world, 'pretrain', closed_book=False))
   answered = run.score('finetune', world['questions_test'], 'test')
-  _say('6/7  the same model and training without retrieval')
+  run.say('6/7  the same model and training without retrieval')
   run.stage('closed_pretrain', run.closed_pretrain(), 'pretrain')
   run.stage(
     'closed_book',
@@ -97,31 +115,29 @@ def quickstart(workdir: str, seed: int, size: str) -> dict[str, Any]:
     'finetune',
   )
   closed = run.score('closed_book', world['questions_test'], 'test')
-  _say('7/7  new documents: into the index, without training')
-  change.add(run.path('encyclopedia'), [str(world['new_documents'])], 'jsonl')
-  refresh(run.path('finetune'), follow=False)
+  run.say('7/7  new documents: into the index, without training')
+  run.once('new documents', lambda: run.add(world))
   new = run.score('finetune', world['new_questions'], 'new')
-  summary = {
+  return {
     'closed_book_exact_match': closed['exact_match']['value'],
     'exact_match': answered['exact_match']['value'],
     'zero_shot_recall@1_before_pretraining': before['recall@1']['value'],
     'zero_shot_recall@1_after_pretraining': after['recall@1']['value'],
     'new_document_exact_match': new['exact_match']['value'],
     'index_versions_used': used,
-    'seconds': round(time.monotonic() - began, 1),
+    'seconds': run.seconds(),
   }
-  curves.plot(run.path('pretrain'), run.path('learning.png'))
-  files.write_json(run.path('summary.json'), summary)
-  quickstart_report.table(summary, run.path('learning.png'))
-  return summary
 
 
 class _Quickstart:
   """The stages of one run; each stage has a workdir of its own name."""
 
-  def __init__(self, directory: str, seed: int, steps: _Steps):
+  def __init__(self, directory: str, seed: int, size: str):
     self._directory = directory
-    self._steps = steps
+    self._seed, self._size = seed, size
+    self._steps = _STEPS[size]
+    self._progress = Progress(directory, {'seed': seed, 'size': size})
+    self.once = self._progress.once
     self._base = config_lib.from_dict(
       {
         'seed': seed,
@@ -140,26 +156,40 @@ class _Quickstart:
   def path(self, name: str) -> str:
     return os.path.join(self._directory, name)
 
+  def seconds(self) -> float:
+    return self._progress.seconds()
+
+  def say(self, what: str) -> None:
+    print(what, file=sys.stderr, flush=True)
+
+  def write_world(self) -> dict[str, Any]:
+    return toy.write_world(self.path('world'), self._seed, self._size)['files']
+
   def prepare(self, world: dict[str, Any]) -> None:
-    prepare(
-      [str(world['encyclopedia'])],
-      self.path('encyclopedia'),
-      train_vocab=_MODEL['vocab_size'],
-      block_length=_BLOCK_LENGTH,
-    )
-    prepare(
-      [str(world['news'])],
-      self.path('news'),
-      vocab=os.path.join(self.path('encyclopedia'), 'vocab.txt'),
-      block_length=_BLOCK_LENGTH,
-    )
-    # All the raw text there is, for the warm starts.
-    prepare(
-      [str(world['encyclopedia']), str(world['news'])],
-      self.path('text'),
-      vocab=os.path.join(self.path('encyclopedia'), 'vocab.txt'),
-      block_length=_BLOCK_LENGTH,
-    )
+    text = [str(world['encyclopedia']), str(world['news'])]
+    for name, inputs in (
+      ('encyclopedia', text[:1]),
+      ('news', text[1:]),
+      ('text', text),  # all the raw text there is, for the warm starts
+    ):
+      if os.path.exists(os.path.join(self.path(name), 'manifest.json')):
+        continue  # made by a run that was stopped then
+      learned = os.path.join(self.path('encyclopedia'), 'vocab.txt')
+      first = name == 'encyclopedia'
+      prepare(
+        inputs,
+        self.path(name),
+        vocab=None if first else learned,
+        train_vocab=_MODEL['vocab_size'] if first else None,
+        block_length=_BLOCK_LENGTH,
+      )
+
+  def add(self, world: dict[str, Any]) -> None:
+    """New documents into the corpus, and into the index of fine-tuning."""
+    corpus = self.path('encyclopedia')
+    if Corpus.open(corpus).parent is None:
+      change.add(corpus, [str(world['new_documents'])], 'jsonl')
+    refresh(self.path('finetune'), follow=False)
 
   def ict(self) -> Config:
     return config_lib.replace(
@@ -230,6 +260,7 @@ class _Quickstart:
         raise RuntimeError(f'the refresher ended with {refresher.returncode}')
     finally:
       refresher.terminate()
+      refresher.wait()
     swaps = files.read_lines(os.path.join(workdir, 'swaps.jsonl'))
     return len({swap['version'] for swap in swaps})
 
@@ -266,11 +297,14 @@ class _Quickstart:
     )
 
   def stage(self, name: str, config: Config, verb: str = '') -> None:
+    def run() -> int:
+      if train(verb or name, config, self.path(name)):
+        raise _Stopped
+      return config.num_steps
+
     began = time.monotonic()
-    status = train(verb or name, config, self.path(name))
-    if status:
-      raise RuntimeError(f'{name} was stopped (status {status})')
-    _say(f'     {config.num_steps} steps, {time.monotonic() - began:.0f} s')
+    steps = self.once(name, run)
+    self.say(f'     {steps} steps, {time.monotonic() - began:.0f} s')
 
   def zero_shot(self, name: str, world: dict[str, Any]) -> dict[str, Any]:
     refresh(self.path(name), follow=False)
@@ -278,15 +312,13 @@ class _Quickstart:
 
   def score(self, name: str, asked: Any, what: str) -> dict[str, Any]:
     output = os.path.join(self.path(name), 'eval', what)
-    metrics = evaluate(self.path(name), str(asked), output)
+    metrics = self.once(
+      f'{name}: {what}', lambda: evaluate(self.path(name), str(asked), output)
+    )
     shown = {
       key: round(value['value'], 1)
       for key, value in metrics.items()
       if isinstance(value, dict)
     }
-    _say(f'     {what} questions: {json.dumps(shown)}')
+    self.say(f'     {what} questions: {json.dumps(shown)}')
     return metrics
-
-
-def _say(line: str) -> None:
-  print(line, file=sys.stderr, flush=True)
