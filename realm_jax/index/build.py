@@ -20,6 +20,7 @@ from realm_jax.workdir import rows as rows_lib
 from realm_jax.workdir import versions
 
 _STOPPED = 'stopped'
+_SAY_SECONDS = 30  # how far a long build is
 
 
 class Unpublished(OSError):
@@ -156,10 +157,14 @@ def _write_rows(
       writer.write(start, stored_nE)
       probe.add(start, stored_nE.astype(np.float32), stored_nE)
       first = start + len(stored_nE)
+    said = time.monotonic()
     for start, rows_nE in embed_corpus(
       params, corpus, config, mesh, stopped, (first, end)
     ):
       processes.beat(f'index version {version}, row {start}')
+      if time.monotonic() - said > _SAY_SECONDS:
+        said = time.monotonic()
+        processes.say(f'index version {version}: {start:,} of {end:,} blocks')
       stored_nE = rows_nE.astype(dtype)
       writer.write(start, stored_nE)
       probe.add(start, rows_nE, stored_nE)
