@@ -7,6 +7,7 @@ the workdir. The keys are one of the project's fixed formats.
 
 import dataclasses
 import difflib
+import math
 import os
 import types
 import typing
@@ -314,6 +315,8 @@ def _check(kind: Any, value: Any, where: str) -> Any:
     return os.fspath(value)
   if type(value) is not kind:
     raise ValueError(f'{where}: {value!r}, expected {type_name(kind)}')
+  if kind is float and not math.isfinite(value):
+    raise ValueError(f'{where}: {value!r}, must be finite')
   return value
 
 

@@ -9,6 +9,7 @@ import dataclasses
 import importlib.util
 import os
 import sys
+import traceback
 import typing
 from typing import Any, Literal, get_origin
 
@@ -35,7 +36,8 @@ def load(
   if argument:
     file += '.py'
   if not os.path.isfile(file):
-    raise ValueError(f'--config {file}: no such file')
+    what = 'is a directory' if os.path.isdir(file) else 'no such file'
+    raise ValueError(f'--config {file}: {what}')
   spec = importlib.util.spec_from_file_location('realm_experiment', file)
   if spec is None or spec.loader is None:
     raise ValueError(f'--config {file}: not a Python file (FILE.py[:ARG])')
@@ -44,18 +46,39 @@ def load(
   sys.path.insert(0, os.path.dirname(os.path.abspath(file)))
   try:
     spec.loader.exec_module(module)
-  except (SyntaxError, ImportError) as error:
-    raise ValueError(f'--config {file}: {error}') from error
+    if not hasattr(module, 'get_config'):
+      raise ValueError(f'--config {file}: has no get_config(arg)')
+    values = module.get_config(*([argument] if argument else []))
+  except ValueError:
+    raise  # what a get_config says of its argument
+  except Exception as error:
+    raise ValueError(
+      f'--config {file}{_line(error, file)}: {type(error).__name__}: {error}'
+    ) from error
   finally:
     sys.path.pop(0)
-  if not hasattr(module, 'get_config'):
-    raise ValueError(f'--config {file}: has no get_config(arg)')
-  values = module.get_config(*([argument] if argument else []))
   if hasattr(values, 'to_dict'):
     values = values.to_dict()
+  if not isinstance(values, dict):
+    raise ValueError(
+      f'--config {file}: get_config gave {type(values).__name__}, expected an '
+      'ml_collections.ConfigDict or a dict'
+    )
   for key, text in (overrides or {}).items():
     _override(values, key, text)
   return config_lib.from_dict(values)
+
+
+def _line(error: Exception, file: str) -> str:
+  """Where in the file an error came up, as ` line 3`; nothing if elsewhere."""
+  if isinstance(error, SyntaxError):
+    return ''  # says it itself
+  lines = [
+    frame.lineno
+    for frame in traceback.extract_tb(error.__traceback__)
+    if frame.filename == file
+  ]
+  return f' line {lines[-1]}' if lines else ''
 
 
 def _override(values: dict[str, Any], key: str, text: str) -> None:

@@ -73,6 +73,11 @@ def assert_refused(capsys, status, *words):
     ('mlm', {'model': {'max_positions': 20}}, ['max_positions: 20']),
     ('pretrain', {'num_candidates': 32}, ['num_candidates: 32', '30 blocks']),
     (
+      'pretrain',
+      {'index': {'kind': 'scann_host', 'num_shards': 31}},
+      ['index.num_shards: 31', '30 blocks'],
+    ),
+    (
       'finetune',
       {'reader_beam': 31, 'retriever_beam': 40},
       ['reader_beam: 31', '30 blocks'],

@@ -191,6 +191,14 @@ def test_bad_usage(arguments, words, capsys):
     ('import no_such_module\n', ['no_such_module']),
     ('x = 1\n', ['get_config']),
     ('def get_config():\n  return {"seed": "a"}\n', ['seed', 'integer']),
+    ('x = 1\ny = z\n', ['bad.py line 2: NameError', "'z'"]),
+    ('def get_config():\n  return {}["a"]\n', ['bad.py line 2: KeyError']),
+    ('def get_config(name):\n  return {}\n', ['bad.py: TypeError', "'name'"]),
+    ('def get_config():\n  pass\n', ['gave NoneType, expected an ml_coll']),
+    (
+      'def get_config():\n  return {"score_temperature": float("nan")}\n',
+      ['config.score_temperature: nan, must be finite'],
+    ),
   ],
 )
 def test_bad_experiment(tmp_path, text, words, capsys):
@@ -209,6 +217,10 @@ def test_bad_experiment(tmp_path, text, words, capsys):
     ('--config.model.num_layer=4', ['did you mean num_layers?']),
     ('--config.batch_size=many', ['batch_size', 'many', 'integer']),
     ('--config.batch_size=0', ['batch_size', '0', 'at least 1']),
+    (
+      '--config.optimizer.learning_rate=1e999',
+      ['config.optimizer.learning_rate: inf, must be finite'],
+    ),
   ],
 )
 def test_bad_override(experiment, override, words, capsys):
@@ -362,7 +374,7 @@ CALLS = [
 def test_a_verb_makes_one_call(
   calls, module, function, line, arguments, capsys
 ):
-  result = 0 if function == 'refresh' else {'é': [1]}
+  result = 0 if function in ('refresh', 'quickstart') else {'é': [1]}
   if module.startswith('corpus.'):
     result['generations'] = ['not printed']
   made = calls(f'realm_jax.{module}', function, result)

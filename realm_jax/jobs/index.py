@@ -28,6 +28,8 @@ def list_index(
 ) -> list[dict[str, Any]]:
   """Describes the committed index versions of a run, oldest first.
 
+  One that is damaged is named on standard error.
+
   Args:
     workdir: of any stage.
     report: whole manifests, digests and checksums included.
@@ -38,15 +40,15 @@ def list_index(
     that has made none (fine-tuning), that of the run it started from.
 
   Raises:
-    ValueError: no workdir, or a damaged manifest.
+    ValueError: no workdir.
   """
   opened = run.Workdir.open(workdir)
   index, shared = opened.index, opened.shared_index
   if shared is not None and not versions.list_versions(index):
     index = shared
   described = []
-  for version in versions.list_versions(index):
-    values = dataclasses.asdict(versions.read_manifest(index, version))
+  for manifest in versions.readable(index):
+    values = dataclasses.asdict(manifest)
     values['index'] = str(index)
     values['bytes'] += values['rows'] * values['dim'] * _BYTES[values['dtype']]
     described.append(values if report else {key: values[key] for key in _SHORT})

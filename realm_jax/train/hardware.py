@@ -85,11 +85,11 @@ def parse_topology(text: str, flag: str = '--topology') -> Topology:
       f'{flag} {text}: no such accelerator; has {", ".join(_ACCELERATORS)}'
     )
   sizes = rest[0].split('x') if rest else []
-  right = sizes and all(size.isdigit() and int(size) > 0 for size in sizes)
+  right = sizes and all(map(_is_count, sizes))
   slices = rest[1] if len(rest) > 1 else '1'
   if name.startswith('gpu'):
     right = right and len(sizes) == 1 and len(rest) == 1
-  elif not slices.isdigit() or int(slices) < 1 or len(rest) > 2:
+  elif not _is_count(slices) or len(rest) > 2:
     right = False
   if not right:
     raise ValueError(
@@ -97,3 +97,7 @@ def parse_topology(text: str, flag: str = '--topology') -> Topology:
       'or gpu:h100:8'
     )
   return Topology(text, name, rest[0], int(slices), _ACCELERATORS[name])
+
+
+def _is_count(text: str) -> bool:
+  return text.isascii() and text.isdigit() and int(text) > 0

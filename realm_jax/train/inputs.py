@@ -110,6 +110,12 @@ def _fit_to_corpus(stage: str, config: Config, corpus: Corpus) -> Config:
       f'config.num_candidates: {config.num_candidates} (null included), but '
       f'{corpus.path} has {corpus.num_blocks} blocks'
     )
+  shards = config.index.num_shards
+  if config.index.kind != 'exact' and shards > corpus.num_blocks:
+    raise ValueError(
+      f'config.index.num_shards: {shards}, but {corpus.path} has '
+      f'{corpus.num_blocks} blocks'
+    )
   if stage == 'finetune':
     if config.reader_beam > corpus.num_blocks:
       raise ValueError(

@@ -74,6 +74,11 @@ def plan(
     ValueError: the mesh or the batch does not fit the topology; `compile`
       without a TPU compiler or for a GPU.
   """
+  if config.num_candidates - 1 > corpus.blocks:
+    raise ValueError(
+      f'config.num_candidates: {config.num_candidates} (null included), but '
+      f'there are {corpus.blocks} blocks'
+    )
   mesh = _abstract_mesh(config, topology)
   state = jax.eval_shape(functools.partial(ahead.random_state, config))
   parts = {

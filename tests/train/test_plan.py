@@ -82,6 +82,11 @@ def test_a_corpus_that_is_there_gives_its_size(capsys, tmp_path):
     (['--topology=v9:2x2'], '--topology v9:2x2: no such accelerator'),
     (['--topology=v4'], '--topology v4: expected v4:4x4x4'),
     (['--topology=gpu:h100:2x2'], '--topology gpu:h100:2x2: expected'),
+    (['--topology=v4:²x2x2'], '--topology v4:²x2x2: expected v4:4x4x4'),
+    (
+      ['--topology=v4:2x2x2', '--blocks=3', '--config.num_candidates=5'],
+      'config.num_candidates: 5 (null included), but there are 3 blocks',
+    ),
     (['--topology=v4:2x2x2', '--blocks=0'], '--blocks 0: must be at least 1'),
     (
       ['--topology=v4:2x2x2', '--efficiency=1.5'],
