@@ -7,18 +7,16 @@ once it is committed. `saved.jsonl` has a line for every step ever saved, which
 outlives the checkpoint: `step, embedder_digest, index_version`.
 """
 
-import functools
 import math
 import shutil
 import threading
 from typing import Any
 
 import jax
-import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 
-from realm_jax.workdir import files
+from realm_jax.workdir import files, trees
 
 _DELETED = 'deleted'  # steps on their way out
 _RECORDED = ('embedder_digest', 'index_version', 'score')
@@ -148,7 +146,7 @@ class Checkpoints:
     """
     self.wait()
     return {
-      name: _restore(self._directory / str(step) / name, tree)
+      name: trees.restore(self._directory / str(step) / name, tree)
       for name, tree in abstract.items()
     }
 
@@ -174,9 +172,9 @@ class Checkpoints:
     directory = self._directory / str(step) / name
     if not directory.exists():
       return {}
-    saved = _saved_tree(directory)
+    saved = trees.saved_tree(directory)
     both = {key: leaf for key, leaf in abstract.items() if key in saved}
-    return _load(directory, both, partial=True, strict=not padded)
+    return trees.load(directory, both, partial=True, strict=not padded)
 
   def close(self) -> None:
     """Waits as `wait` does, and ends the threads."""
@@ -279,7 +277,7 @@ def params_shapes(path: epath.PathLike, step: int) -> dict[str, Any]:
   Returns:
     part to nested dict of jax.ShapeDtypeStruct (without shardings).
   """
-  saved = _saved_tree(_committed(path, step) / 'params')
+  saved = trees.saved_tree(_committed(path, step) / 'params')
   return jax.tree.map(
     lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), saved
   )
@@ -306,7 +304,8 @@ def restore_part(
   """
   directory = _committed(path, step)
   try:
-    return _restore(directory / 'params', {part: abstract}, partial=True)[part]
+    wanted = {part: abstract}
+    return trees.restore(directory / 'params', wanted, partial=True)[part]
   except (ValueError, OSError) as error:
     if not directory.exists():
       raise FileNotFoundError(
@@ -322,83 +321,6 @@ def _committed(path: epath.PathLike, step: int) -> epath.Path:
       f'{directory}: no such checkpoint; has {steps(path)}'
     )
   return directory
-
-
-def _saved_tree(directory: epath.Path) -> Any:
-  return ocp.PyTreeCheckpointHandler().metadata(directory).tree
-
-
-def _restore(
-  directory: epath.Path, abstract: Any, partial: bool = False
-) -> Any:
-  saved = _saved_tree(directory)
-  _check_same_model(directory, abstract, saved, partial)
-  return _load(directory, abstract, partial)
-
-
-def _load(
-  directory: epath.Path,
-  abstract: Any,
-  partial: bool = False,
-  strict: bool = True,
-) -> Any:
-  restore_args = jax.tree.map(
-    functools.partial(_restore_args, strict=strict), abstract
-  )
-  # No process waits for the others, which may find that the step is gone.
-  alone = ocp.options.MultiprocessingOptions(
-    active_processes={jax.process_index()}, barrier_sync_key_prefix='alone'
-  )
-  with ocp.Checkpointer(
-    ocp.PyTreeCheckpointHandler(multiprocessing_options=alone),
-    multiprocessing_options=alone,
-  ) as checkpointer:
-    return checkpointer.restore(
-      directory,
-      args=ocp.args.PyTreeRestore(  # type: ignore[call-arg]
-        item=abstract, restore_args=restore_args, partial_restore=partial
-      ),
-    )
-
-
-def _restore_args(leaf: jax.ShapeDtypeStruct, strict: bool) -> ocp.RestoreArgs:
-  if leaf.sharding is None:
-    return ocp.RestoreArgs(restore_type=np.ndarray)
-  return ocp.ArrayRestoreArgs(
-    sharding=leaf.sharding,
-    global_shape=leaf.shape,
-    dtype=leaf.dtype,
-    strict=strict,
-  )
-
-
-def _check_same_model(
-  directory: epath.Path, wanted: Any, saved: Any, partial: bool
-) -> None:
-  """Orbax would cast, and name no parameter."""
-  want, have = _leaves(wanted), _leaves(saved)
-  for name, leaf in want.items():
-    if name not in have:
-      raise ValueError(
-        f'{directory}: the checkpoint has no {name}; has '
-        f'{", ".join(sorted({key.split("/")[0] for key in have}))}'
-      )
-    found = (tuple(have[name].shape), np.dtype(have[name].dtype))
-    if found != (tuple(leaf.shape), np.dtype(leaf.dtype)):
-      raise ValueError(
-        f'{directory}: {name} is {found[1]}{list(found[0])}, the model here '
-        f'has {np.dtype(leaf.dtype)}{list(leaf.shape)}'
-      )
-  if not partial and set(have) - set(want):
-    name = min(set(have) - set(want))
-    raise ValueError(f'{directory}: the model here has no {name}')
-
-
-def _leaves(tree: Any) -> dict[str, Any]:
-  return {
-    jax.tree_util.keystr(path, simple=True, separator='/'): leaf
-    for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
-  }
 
 
 def _record(step: int, meta: dict[str, Any]) -> dict[str, Any]:
