@@ -1,5 +1,6 @@
 """The refresh job and the thread that follows it."""
 
+import contextlib
 import os
 import shutil
 import signal
@@ -26,6 +27,18 @@ def wait_until(condition):
     assert time.monotonic() < deadline
     time.sleep(0.01)
   return found
+
+
+@contextlib.contextmanager
+def following(index, after, suitable=lambda _: None, **options):
+  """A follower of versions above `after`, which reads all their rows."""
+  follower = Follower(
+    index, after, suitable, lambda rows: (0, rows), 0.01, **options
+  )
+  try:
+    yield follower
+  finally:
+    follower.close()
 
 
 def manifests(workdir):
@@ -301,8 +314,7 @@ def test_follower_passes_over_what_is_damaged_or_foreign(tmp_path, capsys):
     return said
 
   publish(index, 1)
-  follower = Follower(index, 1, suitable, lambda rows: (0, rows), 0.01)
-  try:
+  with following(index, 1, suitable) as follower:
     time.sleep(0.1)
     assert follower.take() is None  # it is in use already
     publish(index, 2)
@@ -319,8 +331,6 @@ def test_follower_passes_over_what_is_damaged_or_foreign(tmp_path, capsys):
     passed_over(4)
     publish(index, 5)
     assert take().manifest.version == 5
-  finally:
-    follower.close()
   # The damaged one is set aside; the other may be right for somebody else.
   assert versions.list_versions(index) == [1, 2, 3, 5]
 
@@ -340,12 +350,9 @@ def test_follower_asks_again_for_what_a_store_did_not_give(
     return read_rows(*arguments)
 
   monkeypatch.setattr(rows, 'read_rows', failing)
-  follower = Follower(index, 0, lambda _: None, lambda rows: (0, rows), 0.01)
-  try:
+  with following(index, 0) as follower:
     ready = wait_until(follower.take)
     assert ready.manifest.version == 1
-  finally:
-    follower.close()
   waits = np.diff(asked)
   assert list(waits) == sorted(waits) and waits[-1] > 0.6
   assert capsys.readouterr().err.count('index version 1 passed over') == 3
@@ -355,10 +362,7 @@ def test_follower_keeps_up_with_what_is_not_taken(tmp_path):
   index = tmp_path / 'index'
   index.mkdir()
 
-  follower = Follower(
-    index, 0, lambda _: None, lambda rows: (0, rows), 0.01, keeps_up=True
-  )
-  try:
+  with following(index, 0, keeps_up=True) as follower:
     for version in (1, 2):
       publish(index, version)
       wait_until(lambda version=version: follower._ready == (version, version))
@@ -370,8 +374,6 @@ def test_follower_keeps_up_with_what_is_not_taken(tmp_path):
     wait_until(lambda: follower._bad and follower._ready)
     assert follower.take().manifest.version == 2
     assert follower.take() is None and follower._read == {}
-  finally:
-    follower.close()
 
 
 def test_follower_lives_on_after_an_error_of_any_kind(tmp_path, capsys):
@@ -383,16 +385,13 @@ def test_follower_lives_on_after_an_error_of_any_kind(tmp_path, capsys):
     if manifest.version == 1:
       raise KeyError('kind')
 
-  follower = Follower(index, 0, suitable, lambda rows: (0, rows), 0.01)
-  try:
+  with following(index, 0, suitable) as follower:
     # What is read while it is printed may be lost: ask when it is over.
     wait_until(lambda: follower._bad)
     assert 'index version 1 passed over' in capsys.readouterr().err
     publish(index, 2)
     ready = wait_until(follower.take)
     assert ready.manifest.version == 2
-  finally:
-    follower.close()
 
 
 def test_follower_waits_for_a_slow_store_and_its_loop_does_not(
@@ -410,17 +409,16 @@ def test_follower_waits_for_a_slow_store_and_its_loop_does_not(
     return read_rows(*arguments)
 
   monkeypatch.setattr(rows, 'read_rows', slowly)
-  follower = Follower(index, 0, lambda _: None, lambda rows: (0, rows), 0.01)
-  try:
-    assert asked.wait(10)
-    # Each step asks while the store does not answer.
-    assert [follower.take() for _ in range(100)] == [None] * 100
-    answers.set()
-    ready = wait_until(follower.take)
-    assert ready.manifest.version == 1
-  finally:
-    answers.set()
-    follower.close()
+  with following(index, 0) as follower:
+    try:
+      assert asked.wait(10)
+      # Each step asks while the store does not answer.
+      assert [follower.take() for _ in range(100)] == [None] * 100
+      answers.set()
+      ready = wait_until(follower.take)
+      assert ready.manifest.version == 1
+    finally:
+      answers.set()
 
 
 def test_follower_outlives_a_store_that_does_not_answer(
@@ -438,12 +436,9 @@ def test_follower_outlives_a_store_that_does_not_answer(
     return list_versions(path)
 
   monkeypatch.setattr(versions, 'list_versions', failing)
-  follower = Follower(index, 0, lambda _: None, lambda rows: (0, rows), 0.01)
-  try:
+  with following(index, 0) as follower:
     ready = wait_until(follower.take)
     assert ready.manifest.version == 1
-  finally:
-    follower.close()
   assert capsys.readouterr().err.count('Input/output error') == 1
 
 
@@ -493,11 +488,8 @@ def test_follower_falls_back_from_a_damaged_version(tmp_path, capsys):
   chunks = [directory / 'rows' / 'c' / '0' / '0' for directory in files_of]
   chunks[1].write_bytes(chunks[0].read_bytes())  # rows of another version
   chunks[0].write_bytes(chunks[0].read_bytes()[:-7])  # torn
-  follower = Follower(index, 1, lambda _: None, lambda rows: (0, rows), 0.01)
-  try:
+  with following(index, 1) as follower:
     ready = wait_until(follower.take)
-  finally:
-    follower.close()
   assert ready.manifest.version == 2 and (ready.rows_nE == 2).all()
   said = capsys.readouterr().err.splitlines()
   assert len(said) == 2
