@@ -20,6 +20,7 @@ from realm_jax.jobs import quickstart_report
 from realm_jax.jobs.progress import Progress
 from realm_jax.parallel import processes
 from realm_jax.train.run import train
+from realm_jax.train.terminated import Stopped, stopped_at_once
 from realm_jax.workdir import files
 
 _BLOCK_LENGTH = 64
@@ -56,10 +57,6 @@ _STEPS = {
 }
 
 
-class _Stopped(Exception):
-  """SIGTERM came to a stage."""
-
-
 def quickstart(workdir: str, seed: int, size: str) -> int:
   """Runs every stage and leaves `summary.json` and `learning.png`.
 
@@ -80,8 +77,10 @@ def quickstart(workdir: str, seed: int, size: str) -> int:
   """
   run = _Quickstart(workdir, seed, size)
   try:
-    summary = _run(run)
-  except _Stopped:
+    with stopped_at_once():
+      summary = _run(run)
+  except Stopped:
+    run.say('stopped by SIGTERM; goes on when it is run again')
     return processes.SIGTERM_STATUS
   curves.plot(run.path('pretrain'), run.path('learning.png'))
   files.write_json(run.path('summary.json'), summary)
@@ -299,7 +298,7 @@ class _Quickstart:
   def stage(self, name: str, config: Config, verb: str = '') -> None:
     def run() -> int:
       if train(verb or name, config, self.path(name)):
-        raise _Stopped
+        raise Stopped
       return config.num_steps
 
     began = time.monotonic()
