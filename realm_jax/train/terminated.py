@@ -23,12 +23,18 @@ def stopped_at_once() -> Iterator[None]:
     yield
     return
 
+  came = False
+
   def stop(*_: object) -> None:
+    nonlocal came
+    came = True
     raise Stopped
 
   previous = signal.signal(signal.SIGTERM, stop)
   try:
     yield
+    if came:  # Python drops what is raised in a finaliser
+      raise Stopped
   finally:
     signal.signal(signal.SIGTERM, previous)
 
