@@ -78,9 +78,14 @@ def need_workdir(verb: Parser, dest: str = 'workdir') -> None:
   need(verb, '--workdir DIR', 'directory of the run', dest=dest)
 
 
+def step(verb: Parser) -> None:
+  help = 'of the checkpoint (default: newest; fine-tuning: best on dev)'
+  flag(verb, '--step N', help, type=int)
+
+
 def checkpoint(verb: Parser) -> None:
   """The flags that choose a checkpoint of the workdir, and its index."""
-  flag(verb, '--step N', 'of the checkpoint (default: newest)', type=int)
+  step(verb)
   help = 'default: the newest that is not newer than the checkpoint'
   flag(verb, '--index_version N', help, type=int)
   help = 'accept an index that an earlier checkpoint made'

@@ -21,6 +21,7 @@ from realm_jax.flags import (
   need_inputs,
   need_workdir,
   profile,
+  step,
 )
 
 _Run = Callable[..., int]
@@ -107,7 +108,7 @@ def _stage(verb: Parser) -> _Run:
 def _refresh(verb: Parser) -> _Run:
   need_workdir(verb, dest='path')
   mode = verb.add_mutually_exclusive_group()
-  help = 'index the newest checkpoint and exit (this is the default)'
+  help = 'index one checkpoint, the newest or best, and exit (the default)'
   follow = {'dest': 'follow', 'default': False}
   flag(mode, '--once', help, action='store_false', **follow)
   help = 'index each new checkpoint until the run has ended'
@@ -274,7 +275,7 @@ def _import(verb: Parser) -> _Run:
 def _export(verb: Parser) -> _Run:
   need_workdir(verb)
   need(verb, '--to DIR', 'the directory to make')
-  flag(verb, '--step N', 'of the checkpoint (default: newest)', type=int)
+  step(verb)
   kinds = ('bert', 'embedder', 'scorer', 'encoder', 'reader', 'open_qa')
   help = 'class to write (default: what the stage is)'
   flag(verb, '--as', help, dest='kind', choices=kinds)
