@@ -38,7 +38,13 @@ def main(argv: list[str] | None = None) -> int:
   processes: Any = None  # the module, where this is one of several
   try:
     argv, overrides = take_overrides(argv)
-    flags = vars(_parser().parse_args(argv))
+    known, unknown = _parser().parse_known_args(argv)
+    if unknown:  # argparse's own message would send to the help of all verbs
+      raise ValueError(
+        f'unrecognized arguments: {" ".join(unknown)}; see realm {known.verb} '
+        '--help'
+      )
+    flags = vars(known)
     if 'config' in flags:
       flags['overrides'] = overrides
     elif overrides:

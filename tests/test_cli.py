@@ -176,6 +176,7 @@ def test_config_without_print_is_silent(experiment, capsys):
     ('config --config missing.py', ['missing.py']),
     ('config --config missing.py --config.seed', ['--config.seed']),
     ('config --config.seed=1', ['--config']),
+    ('index --workdir w --kind exact', ['--kind exact; see realm index --h']),
     ('index --workdir missing', ['missing', 'workdir']),
   ],
 )
