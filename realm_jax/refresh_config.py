@@ -119,6 +119,13 @@ class RefreshConfig:
     """Whether the step writes into the index, which is then saved with it."""
     return self.write_back or self.priority_rows > 0 or self.where == 'rolling'
 
+  def writes_level(self) -> bool:
+    """Whether rows are written as of one age with the others (write.py).
+
+    Rolling writes all rows in turn: there the index moves along.
+    """
+    return self.where != 'rolling'
+
   def ranges(self) -> list[tuple[int, int]]:
     """`schedule` as (first step, steps between two versions), ascending."""
     pairs = []

@@ -4,9 +4,19 @@ An index that is written into knows of every row which step's parameters made
 it, and may count how often a row was retrieved since. Both are split over the
 devices as the rows are. `write_rows`, `count_hits` and `most_hit` run inside
 jit under `jax.set_mesh`; with the index donated they work in place.
+
+Half of what training changes of an embedding is the same for all of them (0.48
+of the mean square after 15 steps of experiments/wiki_tiny.py, 0.50 after 30),
+and queries move with it: where a tenth of the rows is fresh, 83% of what is
+found is among them, and of what fresh embeddings find 25% is left, 59% where no
+row is fresh. Rows that are renewed before others are therefore written `level`:
+without what they have moved by in the mean, so that the mean of the index
+stays. Of the same rows so written 58% is found. A query's scores of all rows
+differ from true ones by one number then; the step uses none of them.
 """
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -52,7 +62,11 @@ def state(index: Index) -> dict[str, jax.Array]:
 
 
 def write_rows(
-  index: Index, row_BK: jax.Array, fresh_BKE: jax.Array, step: jax.Array
+  index: Index,
+  row_BK: jax.Array,
+  fresh_BKE: jax.Array,
+  step: jax.Array,
+  level: bool = False,
 ) -> Index:
   """The index with some rows replaced.
 
@@ -64,6 +78,7 @@ def write_rows(
       Of a row that comes twice the first one counts, on any number of devices.
     fresh_BKE: their embeddings; rounded to the index's dtype.
     step: whose parameters made them.
+    level: static; leave the mean of the rows as it is.
 
   Returns:
     The index after.
@@ -85,8 +100,12 @@ def write_rows(
     row_R = row_R[order_R]
     first_R = jnp.concatenate([jnp.ones(1, bool), row_R[1:] != row_R[:-1]])
     place_R = _places(jnp.where(first_R, row_R, -1), n)
+    fresh_RE = fresh_RE[order_R]
+    if level:
+      old_RE = rows_nE[jnp.minimum(place_R, n - 1)].astype(jnp.float32)
+      fresh_RE = fresh_RE - _mean(fresh_RE - old_RE, place_R < n)[None]
     values = {
-      'rows_NE': fresh_RE[order_R].astype(rows_nE.dtype),
+      'rows_NE': fresh_RE.astype(rows_nE.dtype),
       'step_N': step,
       'hits_N': jnp.int32(0),
     }
@@ -157,35 +176,49 @@ def most_hit(index: Index, count: int) -> jax.Array:
   )
 
 
-def keep_newer(old: Index, new: Index, step: jax.Array) -> Index:
+def keep_newer(old: Index, new: Index, step: jax.Array, level: bool) -> Index:
   """A version that is swapped in, with what steps have written since it began.
 
   Args:
     old: the index in use; writable.
     new: it with the rows of the version, which are donated.
     step: whose parameters made the version.
+    level: later steps wrote level rows: they move as the mean does.
 
   Returns:
     The rows of the version, but those that a later step has written.
   """
   before = state(old)
   merge = jax.jit(
-    _keep_newer,
+    functools.partial(_keep_newer, level=level),
     donate_argnums=1,
     # Left to itself XLA may choose another split: the step would be compiled
     # again.
     out_shardings=jax.tree.map(lambda array: array.sharding, before),
   )
-  return dataclasses.replace(new, **merge(before, new.rows_NE, step))
+  return dataclasses.replace(
+    new, **merge(before, new.rows_NE, old.valid_N, step)
+  )
 
 
 def _keep_newer(
-  old: dict[str, jax.Array], rows_NE: jax.Array, step: jax.Array
+  old: dict[str, jax.Array],
+  rows_NE: jax.Array,
+  valid_N: jax.Array,
+  step: jax.Array,
+  level: bool,
 ) -> dict[str, jax.Array]:
   def shard(
-    old: dict[str, jax.Array], rows_nE: jax.Array, step: jax.Array
+    old: dict[str, jax.Array],
+    rows_nE: jax.Array,
+    valid_n: jax.Array,
+    step: jax.Array,
   ) -> dict[str, jax.Array]:
     newer_n = old['step_N'] > step
+    if level:
+      old_nE = old['rows_NE'].astype(jnp.float32)
+      moved_E = _mean(rows_nE.astype(jnp.float32) - old_nE, valid_n)
+      old = old | {'rows_NE': (old_nE + moved_E[None]).astype(rows_nE.dtype)}
     values = {'rows_NE': rows_nE, 'step_N': step, 'hits_N': jnp.int32(0)}
     return {
       name: jnp.where(
@@ -194,9 +227,18 @@ def _keep_newer(
       for name, array in old.items()
     }
 
-  return jax.shard_map(shard, in_specs=(ROWS, ROWS, P()), out_specs=ROWS)(
-    old, rows_NE, step
+  return jax.shard_map(shard, in_specs=(ROWS, ROWS, ROWS, P()), out_specs=ROWS)(
+    old, rows_NE, valid_N, step
   )
+
+
+def _mean(x_RE: jax.Array, here_R: jax.Array) -> jax.Array:
+  """The mean of the rows that are here, over all devices; 0 where none is."""
+  sum_E, count = jax.lax.psum(
+    (jnp.where(here_R[:, None], x_RE, 0).sum(0), here_R.sum()),
+    ('data', 'model'),
+  )
+  return sum_E / jnp.maximum(count, 1)
 
 
 def _places(row_R: jax.Array, n: int) -> jax.Array:

@@ -159,7 +159,8 @@ class IndexFeed:
       # That version is gone: only what was written into it is taken up.
       with jax.set_mesh(self._mesh):
         made = jnp.int32(self.since)
-        self.index = write.keep_newer(self.index, new, made)
+        level = self._config.refresh.writes_level()
+        self.index = write.keep_newer(self.index, new, made, level)
 
   def step_done(self, step: int) -> None:
     """Counts a step that used the index, for the staleness of `metrics`."""
@@ -370,7 +371,8 @@ class IndexFeed:
       self.index = self._writable(self.index, place.made())
     elif refresh.changes_rows():
       made = jnp.int32(place.made())
-      self.index = write.keep_newer(old, self.index, made)
+      level = refresh.writes_level()
+      self.index = write.keep_newer(old, self.index, made, level)
     self._hold(place, ready.parts)
     if self._probe is not None:
       self._probed = self._probe.compare(params, old, self.index)

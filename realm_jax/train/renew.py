@@ -44,16 +44,18 @@ def renew(
     The index after.
   """
   refresh = config.refresh
+  level = refresh.writes_level()
 
   def write(index: Index, row_BK: jax.Array) -> Index:
     fresh_BKE = _embed(index, params, row_BK, config, sep_id)
-    return write_rows(index, row_BK, fresh_BKE, step)
+    return write_rows(index, row_BK, fresh_BKE, step, level)
 
   if refresh.where == 'rolling':
     row_B1 = _slice(step, num_rows, refresh.rows_per_step)[:, None]
     index = write(index, row_B1)
   if refresh.write_back and 'fresh_BKE' in retrieved:
-    return write_rows(index, retrieved['row_BK'], retrieved['fresh_BKE'], step)
+    row_BK, fresh_BKE = retrieved['row_BK'], retrieved['fresh_BKE']
+    return write_rows(index, row_BK, fresh_BKE, step, level)
   if refresh.write_back:
     return write(index, retrieved['row_BK'])
   if refresh.priority_rows:

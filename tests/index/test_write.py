@@ -58,6 +58,68 @@ def test_the_first_of_each_row_is_written_where_it_lies(shape, dtype):
 
 
 @pytest.mark.parametrize('shape', SHAPES)
+def test_level_rows_leave_the_mean_as_it_is(shape):
+  rng = np.random.default_rng(1)
+  n, batch, k, size = 37, 8, 5, 4
+  before = rng.normal(size=(n, size)).astype(np.float32)
+  index, mesh = make_index(before, shape, step=3)
+  row = rng.integers(-1, n, (batch, k)).astype(np.int32)
+  fresh = rng.normal(3, size=(batch, k, size)).astype(np.float32)
+  written, place = np.unique(row, return_index=True)
+  written, place = written[written >= 0], place[written >= 0]
+  new = fresh.reshape(-1, size)[place]
+  want = before.copy()
+  want[written] = new - (new - before[written]).mean(0)
+  inputs = mesh_lib.put_whole({'row_BK': row, 'fresh_BKE': fresh}, mesh)
+  with jax.set_mesh(mesh):
+    found = jax.jit(write.write_rows, static_argnames='level')(
+      index, **inputs, step=jnp.int32(9), level=True
+    )
+    none = jax.jit(write.write_rows, static_argnames='level')(
+      index,
+      jnp.full_like(inputs['row_BK'], -1),
+      inputs['fresh_BKE'],
+      jnp.int32(9),
+      level=True,
+    )
+  rows = np.asarray(found.rows_NE)[:n]
+  np.testing.assert_allclose(rows, want, atol=1e-5)
+  np.testing.assert_allclose(rows.mean(0), before.mean(0), atol=1e-5)
+  # In the order of scores nothing but age has changed for rows so written.
+  query = rng.normal(size=size)
+  order = np.argsort(rows[written] @ query)
+  np.testing.assert_array_equal(order, np.argsort(new @ query))
+  np.testing.assert_array_equal(np.asarray(none.rows_NE)[:n], before)
+
+
+@pytest.mark.parametrize('shape', SHAPES)
+def test_level_rows_move_with_the_version_that_comes(shape):
+  rng = np.random.default_rng(2)
+  n, size = 37, 4
+  before = rng.normal(size=(n, size)).astype(np.float32)
+  index, mesh = make_index(before, shape, step=2)
+  row_BK = np.arange(16, dtype=np.int32).reshape(8, 2)
+  fresh = rng.normal(5, size=(8, 2, size)).astype(np.float32)
+  inputs = mesh_lib.put_whole({'row_BK': row_BK, 'fresh_BKE': fresh}, mesh)
+  version = (before + rng.normal(2, size=(n, size))).astype(np.float32)
+  with jax.set_mesh(mesh):
+    old = jax.jit(write.write_rows, static_argnames='level')(
+      index, **inputs, step=jnp.int32(6), level=True
+    )
+    rows_NE = mesh_lib.put_rows(
+      lambda a, b: version[a:b], n, (size,), np.float32, mesh
+    )
+    found = write.keep_newer(
+      old, dataclasses.replace(old, rows_NE=rows_NE), jnp.int32(5), level=True
+    )
+  rows = np.asarray(found.rows_NE)[:n]
+  np.testing.assert_array_equal(rows[16:], version[16:])
+  moved = (version - np.asarray(old.rows_NE)[:n]).mean(0)
+  want = np.asarray(old.rows_NE)[:16] + moved
+  np.testing.assert_allclose(rows[:16], want, atol=1e-5)
+
+
+@pytest.mark.parametrize('shape', SHAPES)
 def test_the_most_retrieved_rows_are_given_until_they_are_written(shape):
   n, size = 37, 4
   index, mesh = make_index(np.zeros((n, size), np.float32), shape, step=0)
@@ -102,6 +164,7 @@ def test_a_version_does_not_undo_what_later_steps_wrote(shape):
         old,
         dataclasses.replace(old, rows_NE=jnp.full_like(old.rows_NE, 2)),
         jnp.int32(step),
+        level=False,
       )
       for step in (5, 6)
     }
