@@ -2,7 +2,8 @@
 
 An index that the step writes into is part of the training state: it is saved
 and restored with it. Embeddings are those of the parameters that the step began
-with, without dropout.
+with, without dropout. What is renewed out of turn is written `level`: fresh
+rows among old ones would win every search (index/write.py).
 """
 
 from typing import Any
