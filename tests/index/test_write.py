@@ -57,19 +57,26 @@ def test_the_first_of_each_row_is_written_where_it_lies(shape, dtype):
   np.testing.assert_array_equal(np.asarray(found.step_N)[:n], made)
 
 
+def level(rows, like):
+  """Rows with the mean and the spread of others."""
+  from_mean = rows - rows.mean(0)
+  spread = np.linalg.norm(like - like.mean(0)) / np.linalg.norm(from_mean)
+  return like.mean(0) + from_mean * spread
+
+
 @pytest.mark.parametrize('shape', SHAPES)
-def test_level_rows_leave_the_mean_as_it_is(shape):
+def test_level_rows_keep_mean_and_spread(shape):
   rng = np.random.default_rng(1)
   n, batch, k, size = 37, 8, 5, 4
   before = rng.normal(size=(n, size)).astype(np.float32)
   index, mesh = make_index(before, shape, step=3)
   row = rng.integers(-1, n, (batch, k)).astype(np.int32)
-  fresh = rng.normal(3, size=(batch, k, size)).astype(np.float32)
+  fresh = rng.normal(3, 2, size=(batch, k, size)).astype(np.float32)
   written, place = np.unique(row, return_index=True)
   written, place = written[written >= 0], place[written >= 0]
   new = fresh.reshape(-1, size)[place]
   want = before.copy()
-  want[written] = new - (new - before[written]).mean(0)
+  want[written] = level(new, before[written])
   inputs = mesh_lib.put_whole({'row_BK': row, 'fresh_BKE': fresh}, mesh)
   with jax.set_mesh(mesh):
     found = jax.jit(write.write_rows, static_argnames='level')(
@@ -85,7 +92,7 @@ def test_level_rows_leave_the_mean_as_it_is(shape):
   rows = np.asarray(found.rows_NE)[:n]
   np.testing.assert_allclose(rows, want, atol=1e-5)
   np.testing.assert_allclose(rows.mean(0), before.mean(0), atol=1e-5)
-  # In the order of scores nothing but age has changed for rows so written.
+  # They are found in the order that they would have been found in.
   query = rng.normal(size=size)
   order = np.argsort(rows[written] @ query)
   np.testing.assert_array_equal(order, np.argsort(new @ query))
@@ -114,8 +121,10 @@ def test_level_rows_move_with_the_version_that_comes(shape):
     )
   rows = np.asarray(found.rows_NE)[:n]
   np.testing.assert_array_equal(rows[16:], version[16:])
-  moved = (version - np.asarray(old.rows_NE)[:n]).mean(0)
-  want = np.asarray(old.rows_NE)[:16] + moved
+  before = np.asarray(old.rows_NE)[:n]
+  scale = np.linalg.norm(version - version.mean(0))
+  scale /= np.linalg.norm(before - before.mean(0))
+  want = version.mean(0) + (before[:16] - before.mean(0)) * scale
   np.testing.assert_allclose(rows[:16], want, atol=1e-5)
 
 

@@ -56,13 +56,19 @@ def renewed(store, config, mesh, step, retrieved):
 
 
 def check(before_NE, after_NE, fresh_NE, written, level=True):
-  """Some rows are fresh; level: without their movement in the mean."""
+  """Some rows are fresh; level: with the mean and spread that they had."""
   written_N = np.isin(np.arange(COUNT), written)
   np.testing.assert_array_equal(after_NE[~written_N], before_NE[~written_N])
   want_RE = fresh_NE[written_N]
   if level:
-    want_RE = want_RE - (want_RE - before_NE[written_N]).mean(0)
-  np.testing.assert_allclose(after_NE[written_N], want_RE, atol=1e-5)
+    old_RE = before_NE[written_N]
+    want_RE = want_RE - want_RE.mean(0)
+    scale = np.linalg.norm(old_RE - old_RE.mean(0)) / np.linalg.norm(want_RE)
+    want_RE = old_RE.mean(0) + want_RE * scale
+  # What is not trained embeds all texts nearly alike: to scale that up to the
+  # spread of the rows before magnifies rounding.
+  atol = 2e-3 if level else 1e-5
+  np.testing.assert_allclose(after_NE[written_N], want_RE, atol=atol)
 
 
 @pytest.mark.parametrize('shape', [(1, 1), (4, 2)])
