@@ -50,12 +50,12 @@ each; before it recall@1 and @5 are 64.9 and 87.2:
   priority       52.0  77.9     55.0    -0.27  17.55                 31
 
 So few steps at this rate cost the retriever something, and more where its index
-is never refreshed; an index of 15 steps ago finds 71 to 100% of what a fresh one
-does, 85 in the mean. `priority` renews here all that is retrieved (24 rows a step, 16% of all at
-the end) and does harm. Written as they are, such rows win every search: one
-block was found for up to 7 of 8 sentences, recall@1 fell to 42.4. Written level
-(realm_jax/index/write.py) none is; what the rest is due to is not known. Until
-it is, a refresher or `rolling` is the better choice.
+is never refreshed; an index of 15 steps ago finds 71 to 100% of what a fresh
+one does, 85 in the mean. `priority` renews here all that is retrieved (24 rows
+a step, 16% of all at the end) and does harm. Written as they are, such rows win
+every search: one block was found for up to 7 of 8 sentences, recall@1 fell to
+42.4. Written level (realm_jax/index/write.py) none is; what the rest is due to
+is not known. Until it is, a refresher or `rolling` is the better choice.
 
 Of the same base after 1,500 steps of MLM instead of 781, of an earlier state:
 fresh 63.2 and 85.8, rolling 62.7 and 85.5 (63.0 in use), never 62.0 and 85.5,
