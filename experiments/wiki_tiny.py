@@ -21,7 +21,8 @@ were written over the passages), off the shelf 64.9, 87.2, 95.1, after
 pre-training 64.2, 86.4, 94.8. After 150 steps of copying a passage makes the
 masked words about 10 nats likelier than none (1.8 at step 10), also where MLM
 was stopped at step 781 of 1,500 (0.38 of the masks filled). What 60 steps of
-pre-training do, by how fresh the index is: refresh_ablation.py; fine-tuning too.
+pre-training do, by how fresh the index is, and fine-tuning, says
+refresh_ablation.py.
 
 Hardware: 2 CPU cores (AMD EPYC, AVX-512), 24 GB; copying takes 12 minutes,
 pre-training with its four versions 10.
