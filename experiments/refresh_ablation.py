@@ -64,6 +64,19 @@ combinations have not been run on real text, the toy runs not since rows are
 written level.
 
 @@FINETUNE@@
+Fine-tuning after `fresh` (`--every 20 --num_steps 60`, 8 questions a step; 1,000
+of the SQuAD dev questions, every fourth):
+
+                    recall@1    @5   exact match   loss   median staleness
+  finetune_frozen       66.5  86.3          14.6   4.78                  0
+  finetune_stale        65.8  87.8          14.8   4.53                 31
+  finetune_fresh        66.0  87.7          14.9   4.85                 11
+
+Recall@5 gains 1.5 points where the document embedder learns too, whatever the
+age of its index: at a tenth of the reader's rate the first version still finds
+0.90 of what a fresh one does 20 steps later. Of 1,000 questions the rest is
+noise.
+
 Hardware: any; the toy runs take some minutes each on a CPU.
 """
 
