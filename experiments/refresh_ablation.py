@@ -63,9 +63,8 @@ write_back, not level yet, 61.5 and 85.1 (42.5 in use). Delays, adaptive and the
 combinations have not been run on real text, the toy runs not since rows are
 written level.
 
-@@FINETUNE@@
-Fine-tuning after `fresh` (`--every 20 --num_steps 60`, 8 questions a step; 1,000
-of the SQuAD dev questions, every fourth):
+Fine-tuning after `fresh` (`--every 20 --num_steps 60`, 8 questions a step;
+1,000 of the SQuAD dev questions, every fourth):
 
                     recall@1    @5   exact match   loss   median staleness
   finetune_frozen       66.5  86.3          14.6   4.78                  0
