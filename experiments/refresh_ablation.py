@@ -71,10 +71,9 @@ Fine-tuning after `fresh` (`--every 20 --num_steps 60`, 8 questions a step;
   finetune_stale        65.8  87.8          14.8   4.53                 31
   finetune_fresh        66.0  87.7          14.9   4.85                 11
 
-Recall@5 gains 1.5 points where the document embedder learns too, whatever the
-age of its index: at a tenth of the reader's rate the first version still finds
-0.90 of what a fresh one does 20 steps later. Of 1,000 questions the rest is
-noise.
+Recall@5 is 1.5 points higher where the document embedder learns too, whatever
+the age of its index; 1,000 questions tell about 2. At a tenth of the reader's
+rate the old version finds 0.90 of what a fresh one does 20 steps later.
 
 Hardware: any; the toy runs take some minutes each on a CPU.
 """
