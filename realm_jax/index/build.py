@@ -20,7 +20,7 @@ from realm_jax.workdir import rows as rows_lib
 from realm_jax.workdir import versions
 
 _STOPPED = 'stopped'
-_SAY_SECONDS = 30  # how far a long build is
+_SAY_SECONDS = 30  # between two lines that tell how far a build is
 
 
 class Unpublished(OSError):

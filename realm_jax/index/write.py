@@ -82,7 +82,8 @@ def write_rows(
       Of a row that comes twice the first one counts, on any number of devices.
     fresh_BKE: their embeddings; rounded to the index's dtype.
     step: whose parameters made them.
-    level: static; keep the mean and the spread of the rows.
+    level: static; keep the mean and the spread of the rows written: one row
+      alone stays as it is, few move too little.
 
   Returns:
     The index after.

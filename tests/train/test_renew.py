@@ -94,7 +94,7 @@ def test_write_back_renews_what_was_retrieved(store, shape):
   row_BK[1] = [0, -1]
   written = [0, 6, 24, 30, 36, 42]
   check(*renewed(store, config, mesh, 0, {'row_BK': row_BK}), written)
-  # What the loss embedded is written as it is.
+  # What the loss embedded is not embedded again.
   fresh_BKE = np.random.default_rng(3).normal(7, size=(4, 2, 8))
   fresh_BKE = fresh_BKE.astype(np.float32)
   before_NE, after_NE, _ = renewed(
