@@ -240,13 +240,7 @@ def explain(why: str) -> str:
   """Adds to the reason of a failure which processes are gone."""
   if alone():
     return why
-  before = dict(enumerate(told_by_all('alive/')))
-  time.sleep(6 * _WATCH_SECONDS)
-  gone = [
-    place
-    for place, tick in enumerate(told_by_all('alive/'))
-    if tick == before.get(place)
-  ]
+  gone = _silent()
   if not gone:
     return why
   return f'process {" and ".join(map(str, gone))} is gone: {why}'
@@ -344,7 +338,7 @@ def _watch_others(hang_seconds: float) -> None:
     if beats != seen:
       seen, changed = beats, time.monotonic()
     elif time.monotonic() - changed > hang_seconds:
-      why = f'{_who_hangs(beats)} for {hang_seconds:g} s'
+      why = f'{_who_hangs(beats, _silent())} for {hang_seconds:g} s'
       print(f'error: {why}', file=sys.stderr)
       tell(f'failed/{jax.process_index()}', [1, why])
       _exit(1)
@@ -360,10 +354,23 @@ def _give_up(where: str) -> None:
   os._exit(2)
 
 
-def _who_hangs(beats: list[Any]) -> str:
-  """Names the processes that did least: the others wait for them."""
+def _silent() -> list[int]:
+  """The other processes that show no sign of life: stopped or killed."""
+  before = dict(enumerate(told_by_all('alive/')))
+  time.sleep(6 * _WATCH_SECONDS)
+  return [
+    place
+    for place, tick in enumerate(told_by_all('alive/'))
+    if tick == before.get(place) and place != jax.process_index()
+  ]
+
+
+def _who_hangs(beats: list[Any], silent: list[int]) -> str:
+  """Names who the others wait for: the silent, else those that did least."""
   least = min(count for count, _ in beats)
-  behind = [place for place, (count, _) in enumerate(beats) if count == least]
+  behind = silent or [
+    place for place, (count, _) in enumerate(beats) if count == least
+  ]
   doing = beats[behind[0]][1]
   if len(behind) == len(beats):
     return f'no process goes on from "{doing}"'
