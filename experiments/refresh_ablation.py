@@ -20,7 +20,8 @@ every run.
   write_back            the first version, retrieved rows written back
   priority              the first version, and in every step the 32 rows that
                         were retrieved most since they were embedded
-  delay_N_write_back    both
+  fresh_write_back      a version every E steps, and write_back between them
+  fresh_priority        the same with priority
   rolling               N / E blocks embedded in every step, round and round
   rolling_write_back    both
   adaptive              a version where the old one finds less than 0.9 of what
@@ -121,8 +122,8 @@ def variants(stage: str, every: int, num_rows: int) -> dict[str, Any]:
     'never': none,
     'write_back': {**none, 'write_back': True},
     'priority': {**none, 'priority_rows': 32},
-    'delay_3_write_back': {**delayed(3), 'write_back': True},
-    'delay_10_write_back': {**delayed(10), 'write_back': True},
+    'fresh_write_back': {**fresh, 'write_back': True},
+    'fresh_priority': {**fresh, 'priority_rows': 32},
     'rolling': rolling,
     'rolling_write_back': {**rolling, 'write_back': True},
     'adaptive': {**fresh, 'policy': 'adaptive', 'min_overlap': 0.9},

@@ -130,11 +130,12 @@ def take_cluster(flags: dict[str, Any]) -> dict[str, Any]:
 
 
 def need_inputs(verb: Parser) -> None:
-  help = 'JSON lines (plain, .gz, .zst) or tfds:NAME[/CONFIG][:SPLIT]'
+  help = 'JSON lines (plain, .gz, .zst, .bz2) or tfds:NAME[/CONFIG][:SPLIT]'
   more = {'nargs': '+', 'action': 'extend', 'dest': 'inputs'}
   need(verb, '--input PATH', help, **more)
-  formats = ('jsonl', 'tfds')
-  flag(verb, '--format', 'of inputs', choices=formats, default='jsonl')
+  formats = ('jsonl', 'wikiextractor', 'tfds')
+  help = 'of inputs; wikiextractor: what it wrote with --json, a directory too'
+  flag(verb, '--format', help, choices=formats, default='jsonl')
 
 
 def need_config(verb: Parser) -> None:

@@ -15,7 +15,7 @@ ARGUMENTS = {
     'fresh',
     'delay_10',
     'never',
-    'delay_10_write_back',
+    'fresh_write_back',
     'rolling_write_back',
     'adaptive',
     'finetune_frozen',

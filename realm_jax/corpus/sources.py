@@ -1,6 +1,8 @@
 """Where documents come from: JSON lines, or a TensorFlow dataset by name."""
 
+import bz2
 import dataclasses
+import html
 import json
 import re
 import zlib
@@ -10,11 +12,15 @@ from typing import Any, Literal, get_args
 import zstandard
 from etils import epath
 
-Format = Literal['jsonl', 'tfds']
+Format = Literal['jsonl', 'wikiextractor', 'tfds']
 
 _CHUNK_BYTES = 1 << 16
 # JSON can spell half of a surrogate pair, which no UTF-8 text holds.
 _SURROGATE = re.compile(rb'\\u[dD][89a-fA-F]')
+
+
+class _Damaged(Exception):
+  """What no decompressor takes."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -40,9 +46,11 @@ def read_documents(
   """Reads documents one by one, in the order of the inputs.
 
   Args:
-    inputs: files of JSON lines `{"id"?, "title", "text"}` (`.gz` and `.zst`
-      too), or `tfds:NAME[/CONFIG][:SPLIT]` (default split: train).
-    format: `jsonl`; with `tfds` every input is such a name, `tfds:` or not.
+    inputs: files of JSON lines `{"id"?, "title", "text"}` (`.gz`, `.zst` and
+      `.bz2` too), or `tfds:NAME[/CONFIG][:SPLIT]` (default split: train).
+    format: `jsonl`; with `tfds` every input is such a name, `tfds:` or not;
+      with `wikiextractor` it is what that tool wrote with `--json`, a file or
+      a directory.
     first_number: the number of the first document; one without an id has its
       number as id.
 
@@ -67,6 +75,8 @@ def read_documents(
         (f'{name} example {index}', _with_title(example))
         for index, example in read_tfds(name)
       )
+    elif format == 'wikiextractor':
+      records = _read_wikiextractor(epath.Path(name))
     else:
       records = (
         (f'{name}:{line}', record) for line, record in read_json_lines(name)
@@ -80,7 +90,7 @@ def read_json_lines(path: str) -> Iterator[tuple[int, dict[str, Any]]]:
   """Reads a file of JSON objects, one a line; empty lines are passed over.
 
   Args:
-    path: local or `gs://`; `.gz` and `.zst` are decompressed.
+    path: local or `gs://`; `.gz`, `.zst` and `.bz2` are decompressed.
 
   Yields:
     Line number (from 1) and object.
@@ -132,6 +142,36 @@ def read_tfds(name: str) -> Iterator[tuple[int, dict[str, Any]]]:
     yield index, _as_text(source[index], f'{name} example {index}')
 
 
+def _read_wikiextractor(
+  path: epath.Path,
+) -> Iterator[tuple[str, dict[str, Any]]]:
+  """Place and record of every article that has text (redirects have none).
+
+  Args:
+    path: a file, or a directory of files and directories (`AA/wiki_00`), which
+      are read in the order of their names.
+  """
+  if path.is_dir():
+    below = sorted(p for p in path.iterdir() if not p.name.startswith('.'))
+    if not below:
+      raise ValueError(f'{path}: empty directory, expected files')
+    for child in below:
+      yield from _read_wikiextractor(child)
+    return
+  for line, record in read_json_lines(str(path)):
+    for field in ('title', 'text'):
+      if isinstance(record.get(field), str):
+        record[field] = html.unescape(record[field])
+    if isinstance(record.get('text'), str):
+      # Some versions of the tool begin the text with the title.
+      first, _, rest = record['text'].lstrip().partition('\n')
+      if first == record.get('title'):
+        record['text'] = rest
+      if not record['text'].strip():
+        continue
+    yield f'{path}:{line}', record
+
+
 def _lines(path: str) -> Iterator[bytes]:
   """Lines of a file; at most a line and a chunk are held."""
   number, rest = 0, b''
@@ -153,7 +193,7 @@ def _lines(path: str) -> Iterator[bytes]:
     raise ValueError(
       f'{path}:{number + 1}: the compressed file is truncated'
     ) from error
-  except (zlib.error, zstandard.ZstdError) as error:
+  except _Damaged as error:
     raise ValueError(
       f'{path}:{number + 1}: the compressed file is damaged ({error})'
     ) from error
@@ -162,11 +202,13 @@ def _lines(path: str) -> Iterator[bytes]:
 
 
 def _decompress(path: str, chunks: Iterator[bytes]) -> Iterator[bytes]:
-  """Raises EOFError when the file ends inside a gzip member or zstd frame."""
+  """Raises EOFError where the file ends within what was compressed."""
   if path.endswith('.gz'):
     start = lambda: zlib.decompressobj(wbits=31)  # noqa: E731
   elif path.endswith('.zst'):
     start = zstandard.ZstdDecompressor().decompressobj
+  elif path.endswith('.bz2'):
+    start = bz2.BZ2Decompressor
   else:
     yield from chunks
     return
@@ -174,7 +216,11 @@ def _decompress(path: str, chunks: Iterator[bytes]) -> Iterator[bytes]:
   for chunk in chunks:
     while chunk:
       part = part or start()
-      yield part.decompress(chunk)
+      try:
+        content = part.decompress(chunk)
+      except (zlib.error, zstandard.ZstdError, OSError) as error:
+        raise _Damaged(str(error)) from error
+      yield content
       chunk = part.unused_data
       if part.eof:
         part = None

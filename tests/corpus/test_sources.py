@@ -1,5 +1,6 @@
 """Reading documents: what is read, and how wrong input is named."""
 
+import bz2
 import gzip
 import json
 import os
@@ -42,6 +43,7 @@ def read(path, **options) -> list[tuple[str, str, str]]:
       'a.jsonl.zst',
       zstandard.compress(DATA[:9]) + zstandard.compress(DATA[9:]),
     ),
+    ('a.jsonl.bz2', bz2.compress(DATA[:50]) + bz2.compress(DATA[50:])),
   ],
 )
 def test_reads_all_kinds_of_files(tmp_path, name, data):
@@ -77,6 +79,8 @@ def test_reads_a_line_that_spans_many_chunks(tmp_path):
     ('a.jsonl.zst', zstandard.compress(DATA)[:-4], 'zst:1: .* truncated'),
     ('a.jsonl.gz', DATA, 'a.jsonl.gz:1: .* damaged'),
     ('a.jsonl.zst', DATA, 'a.jsonl.zst:1: .* damaged'),
+    ('a.jsonl.bz2', bz2.compress(DATA)[:-4], 'bz2:[1-4]: .* truncated'),
+    ('a.jsonl.bz2', DATA, 'a.jsonl.bz2:1: .* damaged'),
     ('a.jsonl', DATA + b'{"title": ', 'a.jsonl:4: not JSON'),
     ('a.jsonl', b'9' * 5000, 'a.jsonl:1: not JSON'),
     ('a.jsonl', b'[' * 100_000, 'a.jsonl:1: not JSON'),
@@ -108,6 +112,35 @@ def test_wrong_places_are_named(tmp_path):
     list(sources.read_documents([]))
   with pytest.raises(ValueError, match='--format csv: choose from jsonl'):
     read(tmp_path, format='csv')
+
+
+def test_reads_what_wikiextractor_wrote(tmp_path):
+  def write(name: str, *articles: tuple[str, str, str]) -> None:
+    path = tmp_path / name
+    path.parent.mkdir(exist_ok=True)
+    lines = (
+      {'id': id, 'revid': '5', 'url': 'https://w', 'title': title, 'text': text}
+      for id, title, text in articles
+    )
+    data = ''.join(json.dumps(line) + '\n' for line in lines).encode()
+    path.write_bytes(bz2.compress(data) if name.endswith('.bz2') else data)
+
+  write('AB/wiki_00', ('4', 'D', 'Last.'))
+  write('AA/wiki_01.bz2', ('3', 'C', 'C\n\nIt &lt;is&gt;.\nC'))
+  write('AA/wiki_00', ('1', 'A &amp; B', 'A & B, too.'), ('2', 'B', 'B\n'))
+  (tmp_path / '.log').write_text('not an article')
+  assert read(tmp_path, format='wikiextractor') == [
+    ('1', 'A & B', 'A & B, too.'),
+    ('3', 'C', '\nIt <is>.\nC'),
+    ('4', 'D', 'Last.'),
+  ]
+  assert len(read(tmp_path / 'AA' / 'wiki_00', format='wikiextractor')) == 1
+  (tmp_path / 'AC').mkdir()
+  with pytest.raises(ValueError, match='AC: empty directory'):
+    read(tmp_path, format='wikiextractor')
+  (tmp_path / 'AC' / 'wiki_00').write_text('{"title": "x"}\n')
+  with pytest.raises(ValueError, match="AC/wiki_00:1: has no field 'text'"):
+    read(tmp_path, format='wikiextractor')
 
 
 def test_surrogate_pairs_are_characters(tmp_path):
