@@ -49,7 +49,7 @@ class RefreshConfig:
   # beside them (experiments/refresh_ablation.py).
   write_back: bool = False
   # So many rows, those retrieved most since they were made, are embedded anew
-  # in every step; a multiple of mesh.data.
+  # in every step; at least 2, a multiple of mesh.data.
   priority_rows: int = 0
   rows_per_step: int = 128  # of rolling; a multiple of mesh.data
   batch_size: int = 128  # blocks embedded at a time
@@ -106,6 +106,11 @@ class RefreshConfig:
       raise ValueError(
         f'refresh.replay: stands for refresh.where separate with policy async, '
         f'not {where} with {policy}'
+      )
+    if self.priority_rows == 1:
+      raise ValueError(
+        'refresh.priority_rows: 1, but rows keep the mean of those written '
+        'with them, so that one alone stays as it is; 0 or at least 2'
       )
     if self.priority_rows and self.write_back:
       raise ValueError(

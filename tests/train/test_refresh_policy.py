@@ -133,6 +133,7 @@ def test_other_policies_do_not_wait():
       {'priority_rows': 2, 'write_back': True},
       'refresh.priority_rows: 2, but refresh.write_back renews',
     ),
+    ({'priority_rows': 1}, 'refresh.priority_rows: 1, but rows keep the mean'),
     ({'schedule': '0:5,x'}, "refresh.schedule: 'x', expected FIRST_STEP:EVERY"),
     ({'schedule': '5:5'}, 'must start at step 0'),
     ({'schedule': '0:5,9:1,7:2'}, 'in ascending order'),
