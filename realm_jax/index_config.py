@@ -10,8 +10,9 @@
 The options of both ScaNN kinds have the names that the library gives them, for
 each of `num_shards` parts of the corpus. Two of them are measured rather than
 given where they are 0: `num_leaves_to_search` and `reordering_num_neighbors`
-are then the least with which a build finds `target_recall` of what exact search
-finds; the version's manifest says what was chosen.
+are then about the least with which a build finds `target_recall` (`min_recall`
+if that is more) of what exact search finds; those of the version before stay
+while half its leaves find less. The version's manifest says what was chosen.
 """
 
 import dataclasses

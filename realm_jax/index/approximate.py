@@ -1,9 +1,10 @@
 """What a ScaNN kind adds to the rows of a version: built, measured, read.
 
 Each process builds the shards it owns; nothing of them is visible before the
-manifest is. Recall is measured on the probe of the build, and with it the
-options that the config leaves open are chosen: what is recorded is the very
-recall that was looked at, and a little too good.
+manifest is. Recall is measured on the probe of the build, against exact search
+of rows that were not rounded, and with it the options that the config leaves
+open are chosen: what is recorded is the very recall that was looked at, and a
+little too good.
 """
 
 import functools
@@ -50,6 +51,7 @@ def build(
   alive: Callable[[int, int], np.ndarray],
   query_BE: np.ndarray,
   exact_BK: np.ndarray,
+  rounded_BK: np.ndarray,
   before: dict[str, int],
 ) -> Built:
   """Builds this process's shards; all processes together measure them.
@@ -62,7 +64,8 @@ def build(
     read: rows of the version.
     alive: which of them may be found.
     query_BE: of the probe.
-    exact_BK: what exact search of the version's rows finds for them.
+    exact_BK: what exact search finds for them before rows are rounded,
+    rounded_BK: and in the rows of the version: no options find more.
     before: options of the version before, kept as long as they do: others
       would compile the step again.
 
@@ -109,8 +112,13 @@ def build(
     everyone = processes.gather([shards.finite(score_BK), row_BK.tolist()])
     return shards.best([tuple(map(np.array, x)) for x in everyone], k)[1]
 
+  wanted = max(config.index.target_recall, config.index.min_recall)
   searched, reorder = choose(
-    lambda *options: recall_of(find(*options), exact_BK), config, most, before
+    lambda *options: recall_of(find(*options), exact_BK),
+    config,
+    min(wanted, recall_of(rounded_BK, exact_BK)),
+    most,
+    before,
   )
   options = {
     'num_shards': count,
@@ -230,9 +238,16 @@ def tree(
   manifest: versions.Manifest,
   config: Config,
   mesh: jax.sharding.Mesh,
+  alive: Callable[[int, int], np.ndarray],
 ) -> scann.Tree:
-  """Puts trees on the devices that hold their rows."""
+  """Puts trees on the devices that hold their rows, without dead rows."""
   count = manifest.options['num_shards']
+  parts = {
+    shard: scann_build.living(
+      part, alive(*shards.bounds(shard, manifest.rows, count))
+    )
+    for shard, part in parts.items()
+  }
   some = next(iter(parts.values()))
 
   def put(name: str) -> jax.Array:

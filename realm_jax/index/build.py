@@ -242,6 +242,7 @@ def _measure(
     writer.read,
     corpus.alive,
     probe.query_BE,
+    probe.exact_rows(),
     probe.stored_rows(),
     before,
   )

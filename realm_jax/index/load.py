@@ -64,7 +64,7 @@ def load_index(
     ),
     block=config.index.search_block,
   )
-  return put_version(index, config, count, mesh, read, manifest, parts)
+  return put_version(index, config, count, mesh, read, alive, manifest, parts)
 
 
 def put_version(
@@ -73,6 +73,7 @@ def put_version(
   num_rows: int,
   mesh: jax.sharding.Mesh,
   read: Callable[[int, int], np.ndarray],
+  alive: Callable[[int, int], np.ndarray],
   manifest: versions.Manifest | None = None,
   parts: approximate.Parts | None = None,
 ) -> Index:
@@ -90,5 +91,5 @@ def put_version(
   tree = None
   if isinstance(parts, dict):
     assert manifest is not None
-    tree = approximate.tree(parts, manifest, config, mesh)
+    tree = approximate.tree(parts, manifest, config, mesh, alive)
   return dataclasses.replace(index, rows_NE=rows_NE, tree=tree)

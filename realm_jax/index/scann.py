@@ -70,14 +70,15 @@ def top_k(
     k: may be more than n.
 
   Returns:
-    As exact.top_k; the scores are those of `rows_nE`.
+    As exact.top_k; the scores are those of `rows_nE`. Places stay empty where
+    the tiles that a query visits hold fewer rows.
   """
   shards, tiles, tile_rows, _ = tree.code_GTRE.shape
-  # A long result needs enough tiles to be filled from.
-  many = k * tree.copies
-  leaves = min(max(tree.leaves, 2 * -(-many // tile_rows)), tiles)
-  reorder = min(max(tree.reorder, many), leaves * tile_rows)
+  # A long result needs enough tiles to be filled from: twice those that hold
+  # it in the mean, a row being in `copies` of them.
   size = len(rows_nE) // shards
+  leaves = min(max(tree.leaves, 2 * -(-k * tiles // size)), tiles)
+  reorder = min(max(tree.reorder, k * tree.copies), leaves * tile_rows)
 
   def shard(g: jax.Array) -> tuple[jax.Array, jax.Array]:
     row_BK = _candidates(tree, g, query_BE, leaves, reorder)

@@ -125,6 +125,31 @@ def build_shard(
   }
 
 
+def living(part: Part, alive_n: np.ndarray) -> Part:
+  """A shard's tree without rows that died since it was built.
+
+  They would take places among the candidates of a query.
+
+  Args:
+    part: of build_parts.
+    alive_n: which of the shard's rows may be found.
+  """
+  if alive_n.all():
+    return part
+  row_TR = part['row_GTR']
+  gone_TR = (row_TR >= 0) & ~alive_n[row_TR]
+  tile_t = np.flatnonzero(gone_TR.any(1))
+  row_tR = np.where(gone_TR, -1, row_TR)[tile_t]
+  # A tile is filled from its front.
+  order_tR = np.argsort(row_tR < 0, axis=1, kind='stable')
+  part = part | {name: part[name].copy() for name in ('row_GTR', 'code_GTRE')}
+  part['row_GTR'][tile_t] = np.take_along_axis(row_tR, order_tR, 1)
+  part['code_GTRE'][tile_t] = np.take_along_axis(
+    part['code_GTRE'][tile_t], order_tR[:, :, None], 1
+  )
+  return part
+
+
 def train_leaves(
   sample_mE: jax.Array, weight_m: jax.Array, num_leaves: int
 ) -> jax.Array:

@@ -364,6 +364,7 @@ class IndexFeed:
       manifest.rows,
       self._mesh,
       ready.read,
+      self._corpus.alive,
       manifest,
       ready.parts,
     )

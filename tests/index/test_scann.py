@@ -61,7 +61,8 @@ def trees(rows, valid, leaves, soar_lambda=0.0):
 class Manifest:
   """Stands for one."""
 
-  def __init__(self, soar_lambda):
+  def __init__(self, rows, soar_lambda):
+    self.rows = rows
     self.options = {
       'num_shards': SHARDS,
       'num_leaves': 16,
@@ -72,7 +73,7 @@ class Manifest:
 
 
 def index_of(parts, rows, valid, leaves, reorder, mesh, soar_lambda=0.0):
-  manifest = Manifest(soar_lambda)
+  manifest = Manifest(len(rows), soar_lambda)
   # What a run asks for counts, not what a build had found.
   given = {'num_leaves_to_search': leaves, 'reordering_num_neighbors': reorder}
   config = config_lib.from_dict({'index': {'kind': 'scann', **given}})
@@ -88,7 +89,9 @@ def index_of(parts, rows, valid, leaves, reorder, mesh, soar_lambda=0.0):
     put(rows),
     put(valid),
     put(np.zeros((n, 2), np.uint16)),
-    tree=approximate.tree(parts, manifest, config, mesh),
+    tree=approximate.tree(
+      parts, manifest, config, mesh, lambda a, b: valid[a:b]
+    ),
   )
 
 
@@ -194,6 +197,33 @@ def test_rows_that_die_later_are_not_found():
   index = index_of(parts, rows, alive, 10**6, 64, mesh)
   _, row = run(index, query, 8, None, mesh)
   np.testing.assert_array_equal(row, brute(rows, alive, query, 8)[1])
+
+
+def test_the_dead_take_no_places():
+  rows, query = clustered(2000), clustered(4, seed=1)
+  alive = np.ones(2000, bool)
+  parts = trees(rows, alive, 4)
+  # In every shard more than are scored again, whole tiles among them.
+  for near in brute(rows, alive, query, 600)[1]:
+    alive[near] = False
+  assert 200 < alive.sum() < 1800
+  mesh = mesh_of(2, 1)
+  _, row = run(
+    index_of(parts, rows, alive, 10**6, 8, mesh), query, 8, None, mesh
+  )
+  np.testing.assert_array_equal(row, brute(rows, alive, query, 8)[1])
+  _, row = run(index_of(parts, rows, alive, 2, 8, mesh), query, 8, None, mesh)
+  assert alive[row].all() and (row >= 0).all()
+
+
+@pytest.mark.parametrize('k', [8, 100, 512])
+def test_small_leaves_fill_a_long_result(k):
+  rows, query = clustered(4096), clustered(4, seed=1)
+  alive = np.ones(len(rows), bool)
+  mesh = mesh_of(1, 1)
+  index = index_of(trees(rows, alive, 256), rows, alive, 4, 64, mesh)
+  _, row = run(index, query, k, None, mesh)
+  assert (row >= 0).all()
 
 
 def test_quantization_keeps_what_lies_along_a_row():
@@ -318,18 +348,20 @@ class TestChoose:
     return min(leaves / 40, 1.0) * (1.0 if reorder >= 32 else 0.8)
 
   def choose(self, before=None, **options):
-    config = config_lib.from_dict({'index': {'target_recall': 0.9, **options}})
-    return tune.choose(self.measure, config, 100, before or {})
+    config = config_lib.from_dict({'index': options})
+    return tune.choose(self.measure, config, 0.9, 100, before or {})
 
   def test_the_least_that_reach_the_target(self):
     leaves, reorder = self.choose()
     assert 36 <= leaves <= 54 and reorder == 32
 
   def test_options_of_the_version_before_stay(self):
-    before = {'num_leaves_to_search': 90, 'reordering_num_neighbors': 99}
-    assert self.choose(before) == (90, 99)
+    before = {'num_leaves_to_search': 70, 'reordering_num_neighbors': 99}
+    assert self.choose(before) == (70, 99)
     before['num_leaves_to_search'] = 3  # not good enough any more
     assert self.choose(before)[0] >= 36
+    before['num_leaves_to_search'] = 100  # more than twice what it takes
+    assert self.choose(before)[0] <= 54
 
   def test_what_is_given_is_taken(self):
     given = {'num_leaves_to_search': 7, 'reordering_num_neighbors': 8}
@@ -337,6 +369,6 @@ class TestChoose:
     assert self.choose(num_leaves_to_search=7)[0] == 7
 
   def test_a_target_out_of_reach_takes_all_leaves(self):
-    config = config_lib.from_dict({'index': {'target_recall': 1.0}})
-    found = tune.choose(lambda *_: 0.5, config, 100, {})
+    config = config_lib.from_dict({})
+    found = tune.choose(lambda *_: 0.5, config, 1.0, 100, {})
     assert found == (100, 16)
