@@ -4,7 +4,7 @@
   separate    a job of its own (`realm refresh --follow`) beside the trainer;
   in_process  the trainer stops and embeds the corpus;
   rolling     the trainer embeds `rows_per_step` blocks in every step, round and
-              round, so that no row is older than a round;
+              round, so that no row is older than a round and a step;
   none        never.
 
 `policy`, and what it means for each of the first two:

@@ -129,9 +129,46 @@ def restore(
   if query_embedder(params) is None:
     raise ValueError(f'{path}: the stage {workdir.stage} has no retriever')
   params.pop('encoder', None)
-  index_path, manifest = find_version(
-    workdir, step, index_version, allow_stale_index
+  with contextlib.ExitStack() as stack:
+    index_path, manifest = _hold_version(
+      workdir, step, index_version, allow_stale_index, stack
+    )
+    index, corpus = _open_version(config, workdir, mesh, index_path, manifest)
+  return Restored(
+    workdir, config, mesh, corpus, params, index, step, manifest.checkpoint_step
   )
+
+
+def _hold_version(
+  workdir: Workdir,
+  step: int,
+  wanted: int | None,
+  allow_stale: bool,
+  stack: contextlib.ExitStack,
+) -> tuple[epath.Path, versions.Manifest]:
+  """find_version's choice, for all processes, kept until `stack` is closed."""
+  chosen = None
+  while processes.is_first() and chosen is None:
+    index, manifest = find_version(workdir, step, wanted, allow_stale)
+    lease = stack.enter_context(
+      leases.hold(index.parent, 'reader', [manifest.version])
+    )
+    if manifest.version in versions.list_versions(index):
+      chosen = str(index), manifest.version
+    else:  # pruned before the lease was there: a newer one came
+      lease.end()
+  path, version = processes.from_first(chosen)
+  return epath.Path(path), versions.read_manifest(path, version)
+
+
+def _open_version(
+  config: Config,
+  workdir: Workdir,
+  mesh: jax.sharding.Mesh,
+  index_path: epath.Path,
+  manifest: versions.Manifest,
+) -> tuple[Index | HostIndex, Corpus | Textless]:
+  """A version on the devices, checked, and the corpus it was made of."""
   corpus = _corpus(workdir, manifest)
   versions.check(
     manifest,
@@ -143,20 +180,13 @@ def restore(
   def read(start: int, stop: int) -> np.ndarray:
     return rows_lib.read_rows(index_path, manifest.version, start, stop)
 
-  with _lease(index_path, manifest.version):
-    index = _load_index(corpus, config, mesh, read, index_path, manifest)
-  return Restored(
-    workdir, config, mesh, corpus, params, index, step, manifest.checkpoint_step
-  )
-
-
-def _lease(
-  index: epath.Path, version: int
-) -> contextlib.AbstractContextManager[Any]:
-  """Keeps the version from being deleted while it is read."""
-  if not processes.is_first():
-    return contextlib.nullcontext()
-  return leases.hold(index.parent, 'reader', [version])
+  parts = approximate.read(index_path, manifest, config, mesh)
+  alive = _alive_now(config, corpus)
+  index = load.load_index(corpus, config, mesh, read, alive, manifest, parts)
+  if isinstance(parts, Searchers):
+    rows = manifest.rows
+    index = HostIndex(index, parts, read(0, rows), alive(0, rows))
+  return index, corpus
 
 
 def _alive_now(
@@ -169,23 +199,6 @@ def _alive_now(
   return lambda start, stop: (
     corpus.alive(start, stop) & newest.alive(start, stop)
   )
-
-
-def _load_index(
-  corpus: Any,
-  config: Config,
-  mesh: jax.sharding.Mesh,
-  read: Callable[[int, int], np.ndarray],
-  index_path: epath.Path,
-  manifest: versions.Manifest,
-) -> Index | HostIndex:
-  parts = approximate.read(index_path, manifest, config, mesh)
-  alive = _alive_now(config, corpus)
-  index = load.load_index(corpus, config, mesh, read, alive, manifest, parts)
-  if isinstance(parts, Searchers):
-    rows = manifest.rows
-    return HostIndex(index, parts, read(0, rows), alive(0, rows))
-  return index
 
 
 def chosen_step(workdir: Workdir, step: int | None) -> int:
@@ -203,6 +216,15 @@ def chosen_step(workdir: Workdir, step: int | None) -> int:
   if step not in steps:
     raise ValueError(f'--step {step}: {workdir.checkpoints} has {steps}')
   return step
+
+
+def _is_of(workdir: Workdir, manifest: versions.Manifest) -> bool:
+  """Whether a version was made of the step of this run that it names."""
+  try:
+    record = checkpoints.read_record(workdir.path, manifest.checkpoint_step)
+  except ValueError:  # no such step was saved here
+    return False
+  return record['embedder_digest'] == manifest.embedder_digest
 
 
 def _corpus(workdir: Workdir, manifest: versions.Manifest) -> Corpus | Textless:
@@ -245,9 +267,9 @@ def find_version(
   # An embedder that did not train since: the index it started with serves.
   places = [p for p in (workdir.index, workdir.shared_index) if p is not None]
   found = [
-    (place, versions.read_manifest(place, version))
+    (place, manifest)
     for place in places
-    for version in reversed(versions.list_versions(place))
+    for manifest in reversed(versions.readable(place))
   ]
   if wanted is not None:
     there = sorted({manifest.version for _, manifest in found})
@@ -261,7 +283,11 @@ def find_version(
   if fitting:
     return fitting[0]
   own = [pair for pair in found if pair[0] == workdir.index]
-  older = [pair for pair in own if pair[1].checkpoint_step <= step]
+  older = [
+    pair
+    for pair in own
+    if pair[1].checkpoint_step <= step and _is_of(workdir, pair[1])
+  ]
   if older and allow_stale:
     return older[0]
   if not own:

@@ -27,6 +27,10 @@ class Unpublished(OSError):
   """A build could not be written, as on a full disk; nothing of it is left."""
 
 
+class Refused(ValueError):
+  """A build finds less than index.min_recall; nothing of it is left."""
+
+
 def build_version(
   index: epath.PathLike,
   params: dict[str, Any],
@@ -64,7 +68,7 @@ def build_version(
   Raises:
     Interrupted: `stopped()` said so, in any process.
     Unpublished: a process could not write its rows.
-    ValueError: the recall that was measured is below index.min_recall.
+    Refused: the recall that was measured is below index.min_recall.
   """
   began = time.monotonic()
   version = 0
@@ -111,7 +115,8 @@ def build_version(
   except BaseException as error:
     if processes.is_first():
       versions.remove_uncommitted(index)
-    if isinstance(error, Interrupted | Unpublished):  # so in all processes
+    # So in all processes:
+    if isinstance(error, Interrupted | Unpublished | Refused):
       processes.barrier()
     raise
   return versions.read_manifest(index, version)
@@ -198,7 +203,7 @@ def _check_recall(
 ) -> None:
   measured = recall[f'recall@{recall_lib.K}']
   if measured < config.index.min_recall:
-    raise ValueError(
+    raise Refused(
       f'{index}: version {version} has recall@{recall_lib.K} {measured:.4f}, '
       f'below index.min_recall {config.index.min_recall}; not published'
     )

@@ -84,7 +84,7 @@ class Follower:
     self._dropped: list[int] = []  # offers that nobody takes, not told yet
     self._lease = leases.Lease(epath.Path(index).parent, 'reader')
     self._ready: tuple[int, int] | None = None  # offer, version: all have it
-    self._offers = 0
+    self._offers = 0  # made, or (not the first process) done with
     self._calls = 0
     self._suitable = suitable
     self._local_rows = local_rows
@@ -130,17 +130,13 @@ class Follower:
     self._lease.end()
 
   def _run(self) -> None:
-    try:
-      self._follow()
-    except jax.errors.JaxRuntimeError:
-      return  # the first process is gone; the watch ends this one
-
-  def _follow(self) -> None:
     self._began, said = time.monotonic(), ''
     while not self._stop.wait(self._wait_seconds()):
       try:
         self._look()
-      except OSError as problem:  # a store that does not answer may yet
+      except Exception as problem:
+        # A store or a service that does not answer may yet. (Without the first
+        # process the watch ends this one.)
         if str(problem) != said:
           said = str(problem)
           print(f'index versions: {said}; looked at again', file=sys.stderr)
@@ -156,8 +152,6 @@ class Follower:
       ready = self._read_own(version)
       with self._lock:
         self._read[number] = ready
-    except jax.errors.JaxRuntimeError:
-      raise
     except Exception as error:
       # Whatever it is, training goes on; the staleness tells of it too.
       problem = _kind(error)
@@ -167,6 +161,7 @@ class Follower:
       )
     if not processes.is_first():
       processes.tell(f'index/read/{number}/{jax.process_index()}', problem)
+      self._offers = number
     else:
       self._decide(number, version, self._problems(number, problem))
 
@@ -208,11 +203,11 @@ class Follower:
       offered = processes.ask('index/offer')
       if offered is None or offered[0] == self._offers:
         return None
-      self._offers, version, dropped = offered
+      number, version, dropped = offered
       with self._lock:
         for offer in dropped:
           self._read.pop(offer, None)
-      return self._offers, version
+      return number, version
     with self._lock:
       if self._ready is not None and not self._keeps_up:
         return None  # the loop has not taken the last one yet
@@ -256,6 +251,7 @@ class Follower:
         return [_UNREAD]
       time.sleep(self._poll_seconds)
       found = processes.told_by_all(key)
+    processes.forget(key)
     return [problem for problem in found if problem]
 
 

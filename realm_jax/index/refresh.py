@@ -11,9 +11,11 @@ and each is of the newest checkpoint there was when it was begun.
 """
 
 import contextlib
+import random
 import signal
 import threading
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -25,7 +27,7 @@ from realm_jax.index import approximate, build
 from realm_jax.index.embed import Interrupted
 from realm_jax.parallel import mesh as mesh_lib
 from realm_jax.parallel import processes
-from realm_jax.workdir import checkpoints, files, leases, versions
+from realm_jax.workdir import checkpoints, digest, files, leases, versions
 from realm_jax.workdir.run import Workdir
 
 # It looks for a checkpoint in steps of this share of the time waited so far.
@@ -110,20 +112,25 @@ def embedder_digest(workdir: Workdir, step: int) -> str:
   return checkpoints.read_record(workdir.path, step)['embedder_digest']
 
 
-def _lease(
-  workdir: Workdir, stop: _Stop
-) -> contextlib.AbstractContextManager[Any]:
+@contextlib.contextmanager
+def _lease(workdir: Workdir, stop: _Stop) -> Iterator[None]:
   """Says that a refresher is there; the first process for all.
 
   Where the store has no locks it first waits until no other one has said so:
-  one that died is missed a quarter of an hour later.
+  one that died is missed a quarter of an hour later. Two that say so at the same
+  time see it, and try again at random.
   """
   if not processes.is_first():
-    return contextlib.nullcontext()
+    yield
+    return
   began, said = time.monotonic(), False
-  while not files.is_local(workdir.path) and leases.refresher_lives(
-    workdir.path
-  ):
+  while True:
+    if files.is_local(workdir.path) or not leases.refreshers(workdir.path):
+      with leases.hold(workdir.path, 'refresher') as lease:
+        alone = leases.refreshers(workdir.path) == [lease.name]
+        if alone or files.is_local(workdir.path):
+          yield
+          return
     if not said:
       processes.say(
         f'refresh: another refresher is, or was just now, running in '
@@ -131,9 +138,9 @@ def _lease(
       )
       said = True
     processes.beat('waiting for another refresher')
-    if stop.wait(_poll_seconds(workdir.config, began)):
+    seconds = _poll_seconds(workdir.config, began)
+    if stop.wait(random.uniform(seconds, 2 * seconds)):
       raise Interrupted
-  return leases.hold(workdir.path, 'refresher')
 
 
 class _Job:
@@ -150,16 +157,20 @@ class _Job:
     self._mesh = mesh_lib.local_mesh()
     self._built = -1  # the newest step that has its version
     self._made: tuple[epath.Path, int] | None = None  # where that lies
+    self._passed_over = -1  # a step that can have no version
+    self._problem: ValueError | None = None  # why, if that was the last one
 
   def once(self) -> int:
     """Builds the version that is missing, if one is."""
-    found = processes.from_first(
-      self._newest() if processes.is_first() else None
-    )
-    if found is not None:
+    while True:
+      found = processes.from_first(
+        self._newest() if processes.is_first() else None
+      )
+      if found is None:
+        return 0
       corpus = Corpus.open(self._config.corpus, found['fingerprint'])
-      self._build(found['step'], corpus)
-    return 0
+      if self._build(found['step'], corpus):
+        return 0
 
   def _newest(self) -> dict[str, Any] | None:
     """What to build of the newest checkpoint, or None: it is there."""
@@ -180,7 +191,11 @@ class _Job:
     """Builds a version of each checkpoint that it comes to.
 
     A build that could not be written (a full disk) is reported and tried
-    again, of what is the newest checkpoint by then.
+    again, of what is the newest checkpoint by then. A checkpoint that is
+    damaged, or whose version is refused, is reported and passed over.
+
+    Raises:
+      ValueError: the last checkpoint was passed over.
     """
     corpus = Corpus.open(self._config.corpus, self._pinned())
     places = [self._workdir.index]
@@ -191,9 +206,17 @@ class _Job:
         self._next_step(corpus, places) if processes.is_first() else None
       )
       if step is None:
-        return processes.SIGTERM_STATUS if self._stop.is_set() else 0
+        if self._stop.is_set():
+          return processes.SIGTERM_STATUS
+        if self._problem is not None:
+          raise self._problem
+        return 0
+      self._problem = None
       try:
         self._build(step, corpus)
+      except (build.Refused, checkpoints.Damaged) as error:
+        processes.say(f'refresh: step {step} has no version: {error}')
+        self._passed_over, self._problem = step, error
       except build.Unpublished as error:
         processes.say(f'refresh: step {step} has no version: {error}')
         self._stop.wait(_RETRY_POLLS * self._config.refresh.poll_seconds)
@@ -211,7 +234,8 @@ class _Job:
       finished = (self._workdir.path / 'finished.json').exists()
       steps = checkpoints.steps(self._workdir.path)
       newest = steps[-1] if steps else -1
-      if newest >= self._built and (finished or newest >= self._wanted()):
+      wanted = newest >= self._built and newest != self._passed_over
+      if wanted and (finished or newest >= self._wanted()):
         if newest > self._built or not self._still_there():
           self._made = self._published(newest, corpus, places)
           if self._made is None:
@@ -268,17 +292,33 @@ class _Job:
     request = self._workdir.path / REQUEST
     return files.read_json(request) if request.exists() else {}
 
-  def _build(self, step: int, corpus: Corpus) -> None:
+  def _restore(self, step: int) -> dict[str, Any] | None:
+    """The document embedder of a step; None: it was deleted just now.
+
+    Raises:
+      checkpoints.Damaged: a process could not read it; in all of them.
+    """
     processes.beat(f'restoring step {step}')
-    params = None
+    params, problem = None, None
     try:
       params = restore_part(
         self._workdir, step, 'document_embedder', self._mesh
       )
-    except FileNotFoundError as error:
-      processes.say(f'refresh: {error}')
-    if not all(processes.gather(params is not None)):
-      return  # the trainer deleted the checkpoint: a newer one is there
+    except (ValueError, OSError) as error:
+      problem = str(error)
+    problem = processes.any_problem(problem)
+    if problem is None:
+      return params
+    if step in processes.from_first(checkpoints.steps(self._workdir.path)):
+      raise checkpoints.Damaged(problem)
+    processes.say(f'refresh: {problem}')
+    return None
+
+  def _build(self, step: int, corpus: Corpus) -> bool:
+    """Builds a version; False: the step was deleted, a newer one is there."""
+    params = self._restore(step)
+    if params is None:
+      return False
     manifest = build.build_version(
       self._workdir.index,
       params,
@@ -302,6 +342,7 @@ class _Job:
         self._config.index.keep,
         lambda: in_use(self._workdir),
       )
+    return True
 
 
 def in_use(workdir: Workdir) -> set[int]:
@@ -320,7 +361,13 @@ def in_use(workdir: Workdir) -> set[int]:
 def restore_part(
   workdir: Workdir, step: int, part: str, mesh: jax.sharding.Mesh
 ) -> Any:
-  """One part of a checkpoint's parameters, straight to the devices."""
+  """One part of a checkpoint's parameters, straight to the devices.
+
+  Raises:
+    FileNotFoundError: the step is not there (any more).
+    checkpoints.Damaged: a document embedder is not the one that was saved.
+    ValueError: there is no such part.
+  """
   shapes = checkpoints.params_shapes(workdir.path, step)
   if part not in shapes:
     raise ValueError(
@@ -333,7 +380,34 @@ def restore_part(
     shapes[part],
     mesh_lib.tree_shardings(shapes[part], mesh),
   )
-  return checkpoints.restore_part(workdir.path, step, part, abstract)
+  restored = checkpoints.restore_part(workdir.path, step, part, abstract)
+  if part == 'document_embedder':
+    check_embedder(workdir, step, restored)
+  return restored
+
+
+def check_embedder(workdir: Workdir, step: int, params: dict[str, Any]) -> None:
+  """Refuses a document embedder that is not the one that was saved.
+
+  A checkpoint's files have no checksums, and its index would carry the digest
+  that was recorded.
+
+  Args:
+    workdir: of the checkpoint.
+    step: of the checkpoint.
+    params: as restored.
+
+  Raises:
+    checkpoints.Damaged: names the checkpoint and both digests.
+  """
+  recorded = embedder_digest(workdir, step)
+  found = digest.embedder_digest(params, workdir.config)
+  if found != recorded:
+    raise checkpoints.Damaged(
+      f'{workdir.checkpoints / str(step)}: is damaged: its document embedder '
+      f'has the digest {found[:12]}, {recorded[:12]} was saved; delete it to '
+      'use an earlier one'
+    )
 
 
 def _poll_seconds(config: Config, began: float) -> float:

@@ -56,6 +56,7 @@ class _This:
 
   client: Any = None  # of the coordination service; None: alone
   calls = 0  # made together so far
+  told: tuple[str, ...] = ()  # by from_first, maybe not read by all yet
   beats = 0
   doing = 'starting'
   watch: threading.Thread | None = None
@@ -144,6 +145,7 @@ def from_first(value: Any) -> Any:
   key = _call('first')
   if is_first():
     tell(key, value)
+    _This.told += (key,)
     return value
   return wait_for(key)
 
@@ -166,6 +168,11 @@ def gather(value: Any) -> list[Any]:
     while len(found) < jax.process_count():
       time.sleep(_POLL_SECONDS)
       found = told_by_all(f'{key}/')
+    # Who came here has read what was told before; the service keeps all that
+    # is not deleted, for as long as the run.
+    for old in (key, *_This.told):
+      forget(old)
+    _This.told = ()
   return from_first(found)
 
 
@@ -213,7 +220,7 @@ def told_by_all(prefix: str) -> list[Any]:
 
 
 def forget(key: str) -> None:
-  """Deletes what was told under a key."""
+  """Deletes what was told under a key, and below it."""
   _This.client.key_value_delete(f'realm/{key}')
 
 

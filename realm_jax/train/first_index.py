@@ -105,8 +105,12 @@ class Choice:
       return {}
     log = epath.Path(self._config.refresh.replay)
     own = log.parent / 'index'
-    places = {}
+    places: dict[int, Place] = {}
+    used = None
     for line in read_swaps(log.parent):
+      # Where that run was resumed it took up the version that it had.
+      if used == (used := (line['index'], line['version'])):
+        continue
       index, version = epath.Path(line['index']), line['version']
       # What that run took from elsewhere is of its parameters at step 0.
       ours = index.name == own.name and index.parent.name == own.parent.name

@@ -216,7 +216,7 @@ class IndexFeed:
       ready.parts,
       copies=self._copies,
     )
-    self._hold(place, ready.parts)
+    self._hold(ready)
     self._note(self._started, place)
     return True
 
@@ -228,7 +228,7 @@ class IndexFeed:
     config, mesh = self._config, self._mesh
     if self._used:
       self._used.read(place)
-    start, stop = shards.local_rows(config, place.manifest.rows, mesh)
+    start, stop = self._local_rows(place.manifest.rows)
     ready, problem = None, None
     try:
       ready = Ready(
@@ -288,7 +288,7 @@ class IndexFeed:
       index,
       self.version or 0,
       suitable,
-      lambda rows: shards.local_rows(config, rows, mesh),
+      self._local_rows,
       config.refresh.poll_seconds,
       keeps_up=config.refresh.policy == 'schedule',
       read_parts=lambda manifest: approximate.read(
@@ -374,7 +374,7 @@ class IndexFeed:
       made = jnp.int32(place.made())
       level = refresh.writes_level()
       self.index = write.keep_newer(old, self.index, made, level)
-    self._hold(place, ready.parts)
+    self._hold(ready)
     if self._probe is not None:
       self._probed = self._probe.compare(params, old, self.index)
     self._note(step, place)
@@ -390,12 +390,20 @@ class IndexFeed:
       return self.index
     return HostIndex(self.index, self._searchers, self._host_rows)
 
-  def _hold(self, place: Place, parts: approximate.Parts | None) -> None:
+  def _local_rows(self, num_rows: int) -> tuple[int, int]:
+    """[start, stop) of the rows that this process reads of a version."""
+    on_host = self._config.index.kind == 'scann_host'
+    if on_host and self._workdir.stage == 'finetune':
+      return 0, num_rows  # to train on what the searchers find
+    return shards.local_rows(self._config, num_rows, self._mesh)
+
+  def _hold(self, ready: Ready) -> None:
     """Keeps what stays with the host: searchers, and rows to train on."""
-    self._searchers = parts if isinstance(parts, Searchers) else None
-    self._host_rows = None
-    if self._searchers is not None and self._workdir.stage == 'finetune':
-      self._host_rows = place.read(0, place.manifest.rows)
+    self._searchers = self._host_rows = None
+    if isinstance(ready.parts, Searchers):
+      self._searchers = ready.parts
+      if self._workdir.stage == 'finetune':
+        self._host_rows = ready.rows_nE
 
   def _note(self, step: int, place: Place) -> None:
     """Writes down that a version is in use from this step on."""

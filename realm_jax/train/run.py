@@ -13,6 +13,7 @@ from etils import epath
 from realm_jax.config import Config
 from realm_jax.corpus.store import Corpus
 from realm_jax.data import prefetch, questions
+from realm_jax.index.refresh import check_embedder
 from realm_jax.parallel import mesh as mesh_lib
 from realm_jax.parallel import processes
 from realm_jax.train import dev, finetune, ict, mlm, pretrain
@@ -99,7 +100,7 @@ def _set_up(
     workdir.path, config.keep_checkpoints, keep_best=best is not None
   )
   if state is None:
-    state = _resumed_state(stage, config, path, mesh, saved)
+    state = _resumed_state(workdir, config, mesh, saved)
   frozen = stage == 'finetune' and not config.train_document_embedder
   step = int(state.step)
   went_on_from = step if resumed else None
@@ -270,17 +271,16 @@ def _initial_state(
 
 
 def _resumed_state(
-  stage: str,
+  workdir: Workdir,
   config: Config,
-  path: str,
   mesh: jax.sharding.Mesh,
   saved: checkpoints_lib.Checkpoints,
 ) -> TrainState:
   """The newest checkpoint's state."""
   newest = saved.latest_step()
   abstract = jax.eval_shape(
-    functools.partial(_create_state, stage, config),
-    checkpoints_lib.params_shapes(path, newest),
+    functools.partial(_create_state, workdir.stage, config),
+    checkpoints_lib.params_shapes(workdir.path, newest),
   )
   abstract = jax.tree.map(
     lambda leaf, sharding: jax.ShapeDtypeStruct(
@@ -297,7 +297,10 @@ def _resumed_state(
       'step': {'step': abstract.step},
     },
   )
-  processes.say(f'{stage}: goes on from step {newest}')
+  if 'document_embedder' in restored['params']:
+    document = restored['params']['document_embedder']
+    check_embedder(workdir, newest, document)
+  processes.say(f'{workdir.stage}: goes on from step {newest}')
   return TrainState(
     jnp.asarray(restored['step']['step']),
     restored['params'],

@@ -19,9 +19,10 @@ class Staleness:
 
   def __init__(self, refresh: RefreshConfig, num_rows: int, frozen: bool):
     self._frozen = frozen
-    # Rolling replaces every row once in so many steps.
     self._rolling = refresh.where == 'rolling'
-    self._turn = rounds(num_rows, refresh.rows_per_step) if self._rolling else 0
+    # A step searches before it renews: what is next was made a whole round ago,
+    # with the parameters that its step began with.
+    self._oldest = rounds(num_rows, refresh.rows_per_step) + 1
     self._window: list[int] = []  # of the steps since the last metrics
 
   def step_done(self, step: int, since: int) -> None:
@@ -52,4 +53,4 @@ class Staleness:
     if self._frozen:
       return 0
     age = step - since
-    return min(age, self._turn) if self._rolling else age
+    return min(age, self._oldest) if self._rolling else age

@@ -1,6 +1,8 @@
 """Index versions that the trainer makes itself, between two steps."""
 
-from collections.abc import Callable
+import contextlib
+import time
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -13,7 +15,7 @@ from realm_jax.parallel import mesh as mesh_lib
 from realm_jax.parallel import processes
 from realm_jax.train import refresh_policy
 from realm_jax.train.first_index import Place
-from realm_jax.workdir import versions
+from realm_jax.workdir import files, versions
 from realm_jax.workdir.digest import embedder_digest
 from realm_jax.workdir.run import Workdir
 
@@ -67,6 +69,8 @@ class VersionMaker:
   ) -> bool:
     """Makes a version if the policy says so; whether it did.
 
+    One that cannot be written or is refused is reported: training goes on.
+
     Args:
       step: steps done.
       params: at that step.
@@ -79,10 +83,16 @@ class VersionMaker:
     due = last  # for those that come after a rolling refresh
     if refresh.where == 'in_process':
       due = refresh_policy.make_due(refresh, step, last, freshness)
-    if due:
-      self._waiting.append(self.build(params, step).manifest)
-      self._newest = step
-    return due
+    if not due:
+      return False
+    try:
+      made = self.build(params, step).manifest
+    except (build.Refused, build.Unpublished) as error:
+      processes.say(f'step {step} has no index version: {error}')
+      return False
+    self._waiting.append(made)
+    self._newest = step
+    return True
 
   def ready(self, step: int) -> Place | None:
     """The newest version that is to be used from this step on, if any is."""
@@ -98,7 +108,7 @@ class VersionMaker:
     document = params['document_embedder']
     digest = embedder_digest(document, self._config)
     document, mesh = mesh_lib.to_local(document, self._mesh)
-    with self._workdir.lock('refresher'):
+    with self._locked():
       manifest = build.build_version(
         self._workdir.index,
         document,
@@ -117,3 +127,20 @@ class VersionMaker:
           lambda: in_use(self._workdir) | waiting,
         )
     return Place(self._workdir.index, manifest)
+
+  @contextlib.contextmanager
+  def _locked(self) -> Iterator[None]:
+    """The refresher's lock; waits for a `realm refresh --once` that has it."""
+    said = False
+    with contextlib.ExitStack() as stack:
+      while True:
+        try:
+          stack.enter_context(self._workdir.lock('refresher'))
+          break
+        except files.Locked as error:
+          if not said:
+            said = True
+            processes.say(f'waits to make an index version: {error}')
+          processes.beat('waiting for another refresher')
+          time.sleep(self._config.refresh.poll_seconds)
+      yield

@@ -7,9 +7,11 @@ once it is committed. `saved.jsonl` has a line for every step ever saved, which
 outlives the checkpoint: `step, embedder_digest, index_version`.
 """
 
+import contextlib
 import math
 import shutil
 import threading
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -204,6 +206,10 @@ class Checkpoints:
     self._deletion.start()
 
 
+class Damaged(ValueError):
+  """A checkpoint does not hold what was saved."""
+
+
 class _Manager(ocp.CheckpointManager):
   """Orbax's manager, which leaves SIGTERM to the training loop.
 
@@ -276,8 +282,13 @@ def params_shapes(path: epath.PathLike, step: int) -> dict[str, Any]:
 
   Returns:
     part to nested dict of jax.ShapeDtypeStruct (without shardings).
+
+  Raises:
+    FileNotFoundError: the step is not there (any more).
   """
-  saved = trees.saved_tree(_committed(path, step) / 'params')
+  directory = _committed(path, step)
+  with _there(directory):
+    saved = trees.saved_tree(directory / 'params')
   return jax.tree.map(
     lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), saved
   )
@@ -303,15 +314,9 @@ def restore_part(
     ValueError: the checkpoint has no such part or is of another model.
   """
   directory = _committed(path, step)
-  try:
+  with _there(directory):
     wanted = {part: abstract}
     return trees.restore(directory / 'params', wanted, partial=True)[part]
-  except (ValueError, OSError) as error:
-    if not directory.exists():
-      raise FileNotFoundError(
-        f'{directory}: was deleted while it was read'
-      ) from error
-    raise
 
 
 def _committed(path: epath.PathLike, step: int) -> epath.Path:
@@ -321,6 +326,19 @@ def _committed(path: epath.PathLike, step: int) -> epath.Path:
       f'{directory}: no such checkpoint; has {steps(path)}'
     )
   return directory
+
+
+@contextlib.contextmanager
+def _there(directory: epath.Path) -> Iterator[None]:
+  """What fails to be read because it is deleted meanwhile was not found."""
+  try:
+    yield
+  except (ValueError, OSError) as error:
+    if not directory.exists():
+      raise FileNotFoundError(
+        f'{directory}: was deleted while it was read'
+      ) from error
+    raise
 
 
 def _record(step: int, meta: dict[str, Any]) -> dict[str, Any]:

@@ -140,6 +140,10 @@ def read_lines(path: epath.PathLike) -> list[dict[str, Any]]:
   return values
 
 
+class Locked(ValueError):
+  """Another process holds a lock."""
+
+
 @contextlib.contextmanager
 def lock(path: epath.PathLike, role: str) -> Iterator[None]:
   """Holds an exclusive lock on a directory for as long as the context.
@@ -151,7 +155,7 @@ def lock(path: epath.PathLike, role: str) -> Iterator[None]:
     role: who holds it; each role has a lock of its own.
 
   Raises:
-    ValueError: another process (or this one) holds it; says which.
+    Locked: another process (or this one) holds it; says which.
   """
   if not is_local(path):
     yield
@@ -161,7 +165,7 @@ def lock(path: epath.PathLike, role: str) -> Iterator[None]:
       fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
       file.seek(0)
-      raise ValueError(
+      raise Locked(
         f'another {role} is running in {path} ({file.read().strip()}); wait '
         f'for it or stop it'
       ) from error

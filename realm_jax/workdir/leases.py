@@ -62,6 +62,11 @@ class Lease:
     if not self._beats.is_alive():
       self._beats.start()
 
+  @property
+  def name(self) -> str:
+    """Its file's; empty: none could be written."""
+    return self._held[0].name if self._held else ''
+
   def end(self) -> None:
     self._done.set()
     if self._beats.is_alive():
@@ -107,7 +112,7 @@ def hold(
 
 
 def living(workdir: epath.PathLike) -> list[dict[str, Any]]:
-  """The leases of processes that live, as they wrote them.
+  """The leases of processes that live, as they wrote them, and their names.
 
   What dead processes left is deleted; by one process at a time.
   """
@@ -133,7 +138,7 @@ def living(workdir: epath.PathLike) -> list[dict[str, Any]]:
     if not lives:
       path.unlink(missing_ok=True)
     elif not half:
-      found.append(lease)
+      found.append(lease | {'name': path.name})
   return found
 
 
@@ -143,7 +148,14 @@ def leased(workdir: epath.PathLike) -> set[int]:
 
 
 def refresher_lives(workdir: epath.PathLike) -> bool:
-  return any(lease['role'] == 'refresher' for lease in living(workdir))
+  return bool(refreshers(workdir))
+
+
+def refreshers(workdir: epath.PathLike) -> list[str]:
+  """The names of the leases of refreshers that live, in order."""
+  return sorted(
+    lease['name'] for lease in living(workdir) if lease['role'] == 'refresher'
+  )
 
 
 def _writable(directory: epath.Path) -> bool:

@@ -10,7 +10,7 @@ from realm_jax.model import parts
 from realm_jax.parallel import mesh as mesh_lib
 from realm_jax.workdir import files
 from realm_jax.workdir.checkpoints import Checkpoints
-from realm_jax.workdir.digest import tree_digest
+from realm_jax.workdir.digest import embedder_digest
 from realm_jax.workdir.run import Workdir
 
 
@@ -69,7 +69,10 @@ def make_run(tmp_path, corpus, embedder):
           'opt_state': {'n': one},
           'step': {'step': one},
         },
-        {'stage': 'pretrain', 'embedder_digest': tree_digest(params)},
+        {
+          'stage': 'pretrain',
+          'embedder_digest': embedder_digest(params, config),
+        },
       )
     saved.close()
     return workdir
