@@ -274,6 +274,16 @@ def test_index_of_another_embedder_is_refused(world, realm, tmp_path):
   )
   used = versions.read_manifest(index, first).checkpoint_step
   assert (metrics['checkpoint_step'], metrics['index_step']) == (300, used)
+  # Versions that were not made of the steps they name.
+  text = (workdir / 'saved.jsonl').read_text()
+  foreign, last = text, records[-1]['embedder_digest']
+  for record in records:
+    if record['embedder_digest'] != last:
+      foreign = foreign.replace(record['embedder_digest'], 'f' * 64)
+  (workdir / 'saved.jsonl').write_text(foreign)
+  said = realm(*search, '--allow_stale_index', status=2)
+  assert last[:12] in said and 'give --allow_stale_index' not in said
+  (workdir / 'saved.jsonl').write_text(text)
   realm('refresh', '--workdir', workdir, '--once')
   assert len(realm(*search)) == 5
   newest = realm('index', '--workdir', workdir)[-1]

@@ -296,9 +296,10 @@ def find_version(
       f'{workdir.path}`'
     )
   newest = own[0][1]
+  hint = ', or give --allow_stale_index' if older else ''
   raise ValueError(
     f'{workdir.index}: version {newest.version} is of step '
     f'{newest.checkpoint_step} (embedder {newest.embedder_digest[:12]}), the '
     f'checkpoint is step {step} (embedder {str(digest)[:12]}); run `realm '
-    f'refresh --workdir {workdir.path}`, or give --allow_stale_index'
+    f'refresh --workdir {workdir.path}`{hint}'
   )

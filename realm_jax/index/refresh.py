@@ -117,8 +117,8 @@ def _lease(workdir: Workdir, stop: _Stop) -> Iterator[None]:
   """Says that a refresher is there; the first process for all.
 
   Where the store has no locks it first waits until no other one has said so:
-  one that died is missed a quarter of an hour later. Two that say so at the same
-  time see it, and try again at random.
+  one that died is missed a quarter of an hour later. Two that say so at the
+  same time see it, and try again at random.
   """
   if not processes.is_first():
     yield

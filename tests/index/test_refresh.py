@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import pathlib
 import shutil
 import signal
 import threading
@@ -108,6 +109,26 @@ def test_without_locks_a_second_refresher_waits(
   assert refresh(str(workdir.path), follow=False) == 0
   assert asked == [True, True]
   assert 'another refresher is, or was just now' in capsys.readouterr().err
+  # Two that look before either has said so: both give way.
+  second = leases.Lease(workdir.path, 'refresher')
+  living, looked = leases.living, []
+
+  def too_late(path):
+    looked.append(len(living(path)))
+    if len(looked) == 1:
+      second.take()
+      return []
+    return living(path)
+
+  def end(self, seconds):
+    del self, seconds
+    second.end()
+    return False
+
+  monkeypatch.setattr(leases, 'living', too_late)
+  monkeypatch.setattr('realm_jax.index.refresh._Stop.wait', end)
+  assert refresh(str(workdir.path), follow=False) == 0
+  assert looked == [0, 2, 0, 1]
 
 
 def test_rows_of_another_dtype_are_built_anew(make_run, config):
@@ -221,6 +242,71 @@ def test_what_cannot_be_written_is_tried_again(
   assert 'step 1 has no version: [Errno 28]' in capsys.readouterr().err
   assert [x.checkpoint_step for x in manifests(workdir)] == [1]
   assert [path.name for path in workdir.index.iterdir()] == ['000001']
+
+
+def test_a_damaged_checkpoint_has_no_version(make_run, config, capsys):
+  workdir = make_run(config, steps=(3, 5))
+  folder = pathlib.Path(workdir.checkpoints) / '5' / 'params'
+  file = max(folder.rglob('d/*'), key=lambda path: path.stat().st_size)
+  data = bytearray(file.read_bytes())
+  data[len(data) // 2] ^= 1
+  file.write_bytes(bytes(data))
+  with pytest.raises(checkpoints.Damaged):
+    refresh(str(workdir.path), follow=False)
+  files.write_json(workdir.path / 'finished.json', {'step': 5})
+  with pytest.raises(checkpoints.Damaged):
+    refresh(str(workdir.path), follow=True)
+  assert capsys.readouterr().err.count('step 5 has no version') == 1
+  assert not manifests(workdir)
+  (workdir.checkpoints / '5').rmtree()
+  assert refresh(str(workdir.path), follow=False) == 0
+  assert [x.checkpoint_step for x in manifests(workdir)] == [3]
+
+
+def test_an_embedder_that_is_not_the_one_saved_is_refused(make_run, config):
+  workdir = make_run(config)
+  right = checkpoints.read_record(workdir.path, 1)['embedder_digest']
+  text = workdir.saved.read_text()
+  workdir.saved.write_text(text.replace(right, 'f' * 64))
+  with pytest.raises(ValueError, match=f'digest {right[:12]}, {"f" * 12} was'):
+    refresh(str(workdir.path), follow=False)
+
+
+def test_a_version_that_is_refused_does_not_end_a_refresher(
+  make_run, config, monkeypatch, capsys
+):
+  workdir = make_run(config, steps=(3,))
+  check = build._check_recall
+
+  def refuse(*arguments):
+    monkeypatch.setattr(build, '_check_recall', check)
+    make_run(config, steps=(5,))  # the trainer saves the next one
+    files.write_json(workdir.path / 'finished.json', {'step': 5})
+    raise build.Refused('recall@8 0.5')
+
+  monkeypatch.setattr(build, '_check_recall', refuse)
+  assert refresh(str(workdir.path), follow=True) == 0
+  assert 'step 3 has no version: recall@8 0.5' in capsys.readouterr().err
+  assert [x.checkpoint_step for x in manifests(workdir)] == [5]
+
+
+def test_a_checkpoint_that_is_deleted_gives_way_to_a_newer(
+  make_run, config, monkeypatch
+):
+  workdir = make_run(config, steps=(3, 5))
+  restore, asked = checkpoints.restore_part, []
+
+  def late(path, step, *more):
+    asked.append(step)
+    if step == 5:
+      make_run(config, steps=(6,))
+      (workdir.checkpoints / '5').rmtree()
+    return restore(path, step, *more)
+
+  monkeypatch.setattr(checkpoints, 'restore_part', late)
+  assert refresh(str(workdir.path), follow=False) == 0
+  assert asked == [5, 6]
+  assert [x.checkpoint_step for x in manifests(workdir)] == [6]
 
 
 def test_never_an_older_checkpoint_after_a_newer(make_run, config, monkeypatch):

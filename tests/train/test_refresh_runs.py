@@ -1,10 +1,13 @@
 """Runs whose index changes by each policy, stopped and resumed."""
 
+import contextlib
+
 import pytest
 import small_runs
 
-from realm_jax.index import memory
+from realm_jax.index import build, memory
 from realm_jax.index.refresh import refresh
+from realm_jax.train import version_maker
 from realm_jax.train.run import train
 from realm_jax.workdir import checkpoints, files, versions
 from realm_jax.workdir.metrics import read_swaps
@@ -215,10 +218,68 @@ def test_fine_tuning_may_train_what_it_retrieves(tmp_path, corpus):
     train('finetune', config, str(tmp_path / 'w'))
 
 
+def test_training_goes_on_without_a_version_that_is_refused(
+  tmp_path, corpus, monkeypatch, capsys
+):
+  config = make_config(corpus, refresh={'where': 'in_process', 'every': 3})
+  check = build._check_recall
+
+  def refuse(index, version, *more):
+    monkeypatch.setattr(
+      build, '_check_recall', check if version > 1 else refuse
+    )
+    if version > 1:
+      raise build.Refused('recall@8 0.5')
+
+  monkeypatch.setattr(build, '_check_recall', refuse)
+  assert train('pretrain', config, str(tmp_path / 'w')) == 0
+  assert 'step 3 has no index version: recall@8 0.5' in capsys.readouterr().err
+  assert [(step, of) for step, _, of in swaps(tmp_path / 'w')] == [
+    (0, 0),
+    (6, 6),
+    (8, 8),
+  ]
+
+
+def test_training_waits_for_a_refresher_that_is_done_soon(
+  tmp_path, corpus, monkeypatch, capsys
+):
+  config = make_config(corpus, refresh={'where': 'in_process', 'every': 4})
+  other = contextlib.ExitStack()
+
+  def others(self, step, *more):
+    if step == 4:
+      other.enter_context(files.lock(tmp_path / 'w', 'refresher'))
+    return make(self, step, *more)
+
+  make = version_maker.VersionMaker.make
+  monkeypatch.setattr(version_maker.VersionMaker, 'make', others)
+  monkeypatch.setattr(version_maker.time, 'sleep', lambda _: other.close())
+  assert train('pretrain', config, str(tmp_path / 'w')) == 0
+  said = capsys.readouterr().err
+  assert 'waits to make an index version: another refresher is' in said
+  assert swaps(tmp_path / 'w') == [(0, 1, 0), (4, 2, 4), (8, 3, 8)]
+
+
+def test_a_checkpoint_that_is_damaged_is_not_resumed(
+  tmp_path, corpus, monkeypatch
+):
+  config = make_config(corpus, refresh={'where': 'in_process', 'every': 4})
+  small_runs.terminate_at(monkeypatch, 3)
+  assert train('pretrain', config, str(tmp_path / 'w')) == 75
+  monkeypatch.undo()
+  step = checkpoints.steps(tmp_path / 'w')[-1]
+  right = checkpoints.read_record(tmp_path / 'w', step)['embedder_digest']
+  saved = tmp_path / 'w' / 'saved.jsonl'
+  saved.write_text(saved.read_text().replace(right, 'f' * 64))
+  with pytest.raises(checkpoints.Damaged, match=f'{step}: is damaged: its'):
+    train('pretrain', config, str(tmp_path / 'w'))
+
+
 def test_a_version_of_another_embedder_is_refused(
   tmp_path, corpus, monkeypatch
 ):
-  config = make_config(corpus, refresh={'where': 'in_process', 'every': 2})
+  config = make_config(corpus, refresh={'where': 'in_process', 'every': 5})
   small_runs.terminate_at(monkeypatch, 3)
   assert train('pretrain', config, str(tmp_path / 'w')) == 75
   monkeypatch.undo()
