@@ -1,11 +1,11 @@
 """What an index takes of the devices' memory, and whether it fits."""
 
-import dataclasses
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from realm_jax import config as config_lib
 from realm_jax.config import Config
 from realm_jax.index import scann_build, shards
 
@@ -96,18 +96,26 @@ def check(
   )
   fitting: list[str] = []
   for change in changes:
-    options = dataclasses.replace(config.index, **change)
-    changed = dataclasses.replace(config, index=options)
+    try:
+      changed = config_lib.replace(config, index=change)
+    except ValueError:
+      continue  # not with the rest of this config
     different = all(change[x] != getattr(config.index, x) for x in change)
     if different and need(changed) <= free:
       fitting.append(
         ' and '.join(f'index.{name} {value}' for name, value in change.items())
       )
   devices = mesh.size
-  while need(config, devices) > free and devices < num_rows:
-    devices += mesh.size
-  if need(config, devices) <= free:
-    fitting.append(f'{devices} devices')
+  while devices < num_rows:
+    devices *= 2
+    changed, words = config, f'{devices} devices'
+    if config.index.kind == 'scann' and config.index.num_shards % devices:
+      # A shard is on one device; of more shards each is smaller.
+      changed = config_lib.replace(config, index={'num_shards': devices})
+      words += f' and index.num_shards {devices}'
+    if need(changed, devices) <= free:
+      fitting.append(words)
+      break
   held = f'{copies} versions' if copies > 1 else 'one version'
   raise ValueError(
     f'index: {num_rows} rows of {config.model.retrieval_size} dimensions '

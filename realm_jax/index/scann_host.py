@@ -35,10 +35,12 @@ class Searcher:
   Attributes:
     library: scann's searcher.
     row_n: the corpus row of each of its points, ascending.
+    dim: of the points.
   """
 
   library: Any
   row_n: np.ndarray
+  dim: int
 
   def rows(self, place_BK: np.ndarray) -> np.ndarray:
     """The corpus rows of points, int32."""
@@ -76,11 +78,20 @@ class Searchers:
     """The k best of these shards' rows; as search.search, in numpy.
 
     Raises:
-      ValueError: k below 1, or a query that is not finite; names them.
+      ValueError: k below 1, no query, a query that is not finite, or another E
+        than the index has; names them.
     """
     if k < 1:
       raise ValueError(f'search: k is {k}, must be at least 1')
+    if not len(query_BE):
+      raise ValueError('search: 0 queries; there must be some')
     query_BE = np.ascontiguousarray(query_BE, np.float32)
+    for searcher in self.by_shard.values():
+      if query_BE.shape[1] != searcher.dim:
+        raise ValueError(
+          f'search: queries have {query_BE.shape[1]} dimensions, the index has '
+          f'{searcher.dim}'
+        )
     if not np.isfinite(query_BE).all():
       wrong_b = np.flatnonzero(~np.isfinite(query_BE).all(1))
       raise ValueError(
@@ -118,10 +129,11 @@ def build(
     return None
   options = config.index
   rows_nE = np.ascontiguousarray(rows_nE, np.float32)
+  dim = rows_nE.shape[1]
   builder = library().builder(rows_nE, 8, 'dot_product')
   builder.set_n_training_threads(threads)
   if len(rows_nE) < _CODED_ROWS:
-    return Searcher(builder.score_brute_force().build(), row_n)
+    return Searcher(builder.score_brute_force().build(), row_n, dim)
   leaves = num_leaves(config, len(rows_nE))
   # The library takes the least inner product that matters, not a share.
   norm = float(np.linalg.norm(rows_nE, axis=1).mean())
@@ -137,13 +149,13 @@ def build(
     overretrieve_factor=2.0 if options.soar_lambda else None,
   )
   coded = tree.score_ah(
-    min(options.dimensions_per_block, rows_nE.shape[1]),
+    min(options.dimensions_per_block, dim),
     anisotropic_quantization_threshold=(
       options.anisotropic_quantization_threshold * norm or math.nan
     ),
     training_sample_size=_TRAINING_ROWS,
   )
-  return Searcher(coded.reorder(100).build(), row_n)
+  return Searcher(coded.reorder(100).build(), row_n, dim)
 
 
 def library() -> Any:
@@ -215,7 +227,7 @@ def _load(
       path = versions.directory(index, manifest.version) / name
       raise ValueError(f'{path}: scann cannot load it: {error}') from error
     row_n = np.load(os.path.join(folder, _ROW_FILE))
-  return Searcher(found, row_n)
+  return Searcher(found, row_n, manifest.dim)
 
 
 def _search(
@@ -258,9 +270,19 @@ class HostIndex:
   alive_N: np.ndarray | None = None
 
   def search(
-    self, query_BE: np.ndarray, k: int
+    self,
+    query_BE: np.ndarray,
+    k: int,
+    exclude_BX: np.ndarray | None = None,
   ) -> tuple[np.ndarray, np.ndarray]:
-    """The k best rows of all processes, which ask together."""
+    """The k best rows of all processes, which ask together; as search.search.
+
+    Not inside jit: it runs on the hosts.
+    """
+    if exclude_BX is not None:
+      score_BK, row_BK = self.search(query_BE, k + exclude_BX.shape[1])
+      hit_BK = (row_BK[:, :, None] == exclude_BX[:, None, :]).any(2)
+      return shards.best([(np.where(hit_BK, -np.inf, score_BK), row_BK)], k)
     longer = k
     while True:
       score_BK, row_BK = self.searchers.search(query_BE, longer)

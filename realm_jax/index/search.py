@@ -44,7 +44,8 @@ def search(
   """The k rows of largest inner product with each query (paper 3.3).
 
   Runs inside jit under `jax.set_mesh`; not differentiable by design: the index
-  only selects, scores that count are computed afresh from the rows taken.
+  only selects, scores that count are computed afresh from the rows taken. What
+  is with the hosts is searched by scann_host.HostIndex.search, outside of jit.
 
   Args:
     index: rows to search.

@@ -52,6 +52,16 @@ def test_the_error_says_what_is_missing_and_what_would_fit():
   with pytest.raises(ValueError) as error:
     memory.check(codes, ROWS, LENGTH, _mesh(1), 2, free=gib)
   assert 'would fit: index.kind exact; index.r' in str(error.value)
+  assert str(error.value).endswith('; 2 devices')  # of 8 shards
+  many = _config(kind='scann', token_table='host', rows_dtype='bfloat16')
+  with pytest.raises(ValueError) as error:
+    memory.check(many, ROWS, LENGTH, _mesh(8), 2, free=gib // 32)
+  assert 'would fit: index.kind scann_host' in str(error.value)
+  assert '; 32 devices and index.num_shards 32' in str(error.value)
+  writing = config_lib.replace(config, refresh={'write_back': True})
+  with pytest.raises(ValueError) as error:
+    memory.check(writing, ROWS, LENGTH, _mesh(1), 2, free=gib)
+  assert 'scann_host' not in str(error.value)  # which cannot be written into
   with pytest.raises(ValueError, match='no option helps'):
     memory.check(config, 5, LENGTH, _mesh(8), 1, free=0)
 

@@ -324,6 +324,11 @@ class TestSearchers:
     want_score, want_row = brute(ROWS, alive, query, k)
     np.testing.assert_array_equal(row, want_row)
     np.testing.assert_allclose(score, want_score, rtol=1e-5)
+    exclude = np.full((5, 3), -1)
+    exclude[:, 1] = want_row[:, 0]
+    _, row = index.search(query, k, exclude)
+    left = brute(ROWS, alive, query, k + 1)[1][:, 1:]
+    np.testing.assert_array_equal(row, left)
     alive[:] = False
     alive[7] = True
     score, row = index.search(query, 2)
@@ -335,6 +340,10 @@ class TestSearchers:
     query = clustered(5, seed=1)
     with pytest.raises(ValueError, match='k is 0'):
       searchers.search(query, 0)
+    with pytest.raises(ValueError, match='0 queries'):
+      searchers.search(query[:0], 8)
+    with pytest.raises(ValueError, match='have 5 dimensions, the index has 16'):
+      searchers.search(query[:, :5], 8)
     query[3, 2] = np.nan
     with pytest.raises(ValueError, match=r'1 of 5 queries .* number 3'):
       searchers.search(query, 8)
