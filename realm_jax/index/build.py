@@ -154,7 +154,7 @@ def _write_rows(
         config=config,
         sep_id=corpus.tokenizer.sep_id,
       )
-    probe = RecallProbe(corpus, np.asarray(query_BE))
+    probe = RecallProbe(corpus, np.asarray(query_BE), config.index.search_block)
     first, end = own
     for start, stored_nE in base.read(first, end) if base else ():
       if stopped():

@@ -1,13 +1,12 @@
 """How much of what exact search finds a build finds: its recall."""
 
-from typing import Any
-
+import jax
 import numpy as np
 
 from realm_jax.config import Config
 from realm_jax.corpus.store import Corpus
 from realm_jax.data import sentences
-from realm_jax.index import shards
+from realm_jax.index import exact, shards
 from realm_jax.parallel import processes
 
 K = 8
@@ -45,14 +44,20 @@ def recall_of(row_BK: np.ndarray, exact_BK: np.ndarray) -> float:
 class RecallProbe:
   """Measures how well the stored rows find what exact float32 rows find.
 
+  The stored rows are searched as a device searches its own (exact.top_k), the
+  others by numpy: what rounding costs is in it, and what is wrong with a
+  device's search.
+
   Args:
     corpus: Z.
     query_BE: of `probe_queries`.
+    block: index.search_block.
   """
 
-  def __init__(self, corpus: Corpus, query_BE: np.ndarray):
+  def __init__(self, corpus: Corpus, query_BE: np.ndarray, block: int):
     self.query_BE = query_BE
     self._corpus = corpus
+    self._block = block
     # The best so far: scores and rows, [B, K].
     batch = len(query_BE)
     none = (np.zeros((batch, 0)), np.zeros((batch, 0), np.int64))
@@ -61,18 +66,25 @@ class RecallProbe:
   def add(
     self, start: int, exact_nE: np.ndarray, stored_nE: np.ndarray
   ) -> None:
-    alive_n = self._corpus.alive(start, start + len(exact_nE))
-
-    def better(best: Any, rows_nE: np.ndarray) -> Any:
-      score_Bn = self.query_BE @ rows_nE.T
-      score_Bn[:, ~alive_n] = -np.inf
-      row_Bn = np.broadcast_to(
-        np.arange(start, start + len(rows_nE)), score_Bn.shape
+    count = len(exact_nE)
+    alive_n = self._corpus.alive(start, start + count)
+    score_Bn = self.query_BE @ exact_nE.T
+    score_Bn[:, ~alive_n] = -np.inf
+    row_Bn = np.broadcast_to(np.arange(start, start + count), score_Bn.shape)
+    self._exact = shards.best([self._exact, (score_Bn, row_Bn)], K)
+    # Of few lengths: each is a program of its own.
+    padding = (1 << (count - 1).bit_length()) - count
+    score_BK, row_BK = jax.device_get(
+      _top_k(
+        np.pad(stored_nE, ((0, padding), (0, 0))),
+        np.pad(alive_n, (0, padding)),
+        self.query_BE,
+        K,
+        self._block,
       )
-      return shards.best([best, (score_Bn, row_Bn)], K)
-
-    self._exact = better(self._exact, exact_nE)
-    self._stored = better(self._stored, stored_nE.astype(np.float32))
+    )
+    row_BK = np.where(score_BK == -np.inf, -1, row_BK + start)
+    self._stored = shards.best([self._stored, (score_BK, row_BK)], K)
 
   def recall(self) -> dict[str, float]:
     """Of the rows of all processes together."""
@@ -80,7 +92,7 @@ class RecallProbe:
     return {f'recall@{K}': recall}
 
   def stored_rows(self) -> np.ndarray:
-    """What exact search of the rows as stored finds."""
+    """What exact search of the rows as stored finds; see exact_rows."""
     return _together(self._stored)
 
   def exact_rows(self) -> np.ndarray:
@@ -89,6 +101,9 @@ class RecallProbe:
     [B, K], -1: none. All processes ask together.
     """
     return _together(self._exact)
+
+
+_top_k = jax.jit(exact.top_k, static_argnums=(3, 4))
 
 
 def _together(best: tuple[np.ndarray, np.ndarray]) -> np.ndarray:

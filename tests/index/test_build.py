@@ -85,7 +85,7 @@ def test_recall_is_that_of_the_rows_as_stored(corpus, config, embedder):
     query_BE = embed.embed_tokens(
       params, query_BL, config, corpus.tokenizer.sep_id
     )
-    probe = recall.RecallProbe(corpus, np.asarray(query_BE))
+    probe = recall.RecallProbe(corpus, np.asarray(query_BE), 4096)
     stored_NE = (exact_NE + scale * noise_NE).astype(ml_dtypes.bfloat16)
     for start in range(0, corpus.num_blocks, 16):
       part = slice(start, start + 16)
@@ -105,6 +105,19 @@ def test_an_interrupted_build_leaves_nothing(tmp_path, version, config):
     version(config, stopped=stopped)
   assert list((tmp_path / 'index').iterdir()) == []
   assert version(config).version == 1  # its number is free again
+
+
+def test_a_search_that_is_wrong_is_not_published(
+  tmp_path, version, config, monkeypatch
+):
+  right = recall._top_k
+
+  def wrong(rows, *more):
+    return right(rows[::-1], *more)
+
+  monkeypatch.setattr(recall, '_top_k', wrong)
+  with pytest.raises(build.Refused):
+    version(config_lib.replace(config, index={'min_recall': 0.8}))
 
 
 def test_a_version_of_low_recall_is_not_published(

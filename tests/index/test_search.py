@@ -171,6 +171,7 @@ def test_kernel_lowers_for_a_gpu(n, dim, k, rows_dtype, query_dtype):
   assert 'group_maxima' in exported.mlir_module()
   # No product over all rows is left to XLA.
   assert f'x{n}xf32' not in exported.mlir_module()
+  assert f'{n}x512xf32' not in exported.mlir_module()
 
 
 def test_where_the_kernel_does_not_fit():
