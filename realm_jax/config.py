@@ -166,6 +166,8 @@ class Config:
   # What p(y|z,x) is summed over z for: a sentence's masks together, or each.
   marginal: Literal['sequence', 'token'] = 'sequence'
   sentence_removal: float = 0.9  # ICT: how often the block loses the sentence
+  # MLM: how often the text beside a sentence holds it too, to be copied from.
+  copy_rate: float = 0.0
   freeze_retriever_steps: int = 0  # the embedders learn from then on
   retriever_beam: int = 5000  # passages that the retriever learns from
   reader_beam: int = 5  # passages that are read, fine-tuning
@@ -219,7 +221,7 @@ class Config:
       raise ValueError(
         f'score_temperature: {self.score_temperature}, must be positive'
       )
-    for name in ('sentence_removal', 'mask_rate'):
+    for name in ('sentence_removal', 'copy_rate', 'mask_rate'):
       if not 0 <= getattr(self, name) <= 1:
         raise ValueError(f'{name}: {getattr(self, name)}, must be in [0, 1]')
     if self.reader_beam > self.retriever_beam:

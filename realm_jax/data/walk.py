@@ -15,7 +15,7 @@ class Drawn(NamedTuple):
   sentence_B: np.ndarray  # their numbers in the corpus
   start_B: np.ndarray  # of the span to mask, from the sentence's start
   end_B: np.ndarray  # one past its last wordpiece
-  random_BR: np.ndarray  # for uniform masking
+  random_BR: np.ndarray  # for uniform masking; behind it the extra draws
 
 
 class SentenceWalk:
@@ -36,6 +36,7 @@ class SentenceWalk:
     max_width: int,
     process_index: int,
     process_count: int,
+    extra_draws: int = 0,
   ):
     """Reads the corpus's sentence table.
 
@@ -46,6 +47,7 @@ class SentenceWalk:
       max_width: of a span.
       process_index: which slice of the batch is drawn.
       process_count: slices of a batch.
+      extra_draws: random numbers that the caller wants of each sentence.
 
     Raises:
       ValueError: no block can be used, or the batch cannot be sliced.
@@ -66,7 +68,7 @@ class SentenceWalk:
       process_index, process_count,
     )  # fmt: skip
     self.steps_per_epoch = self._order.steps_per_epoch
-    self._draws = self._sampler.draws
+    self._draws = self._sampler.draws + extra_draws
     if config.masking == 'uniform':
       self._draws += masking.uniform_draws(length, config.max_masks)
 

@@ -53,6 +53,35 @@ def test_texts_are_a_sentence_and_the_rest_of_its_block(corpus, masking):
         assert (batch['token_BL'][row][places] == tokenizer.mask_id).all()
 
 
+@pytest.mark.parametrize('masking', ['salient', 'uniform'])
+def test_a_copied_sentence_stays_in_its_block(corpus, masking):
+  tokenizer, length = corpus.tokenizer, corpus.block_length
+  rest, whole = set(), set()
+  for row in range(corpus.num_blocks):
+    _, parts = sentences_of(corpus, row)
+    for place, part in enumerate(parts):
+      others = [*parts[:place], *parts[place + 1 :]]
+      for found, body in ((rest, others), (whole, parts)):
+        text = [tokenizer.cls_id, *part, tokenizer.sep_id, *chain(*body)]
+        found.add((*text[: length - 1], tokenizer.sep_id))
+  assert max(map(len, whole)) == length  # some are cut
+
+  def texts(copy_rate):
+    batch = make(corpus, masking, copy_rate=copy_rate)[0]
+    names = ('token_BL', 'position_BM', 'target_BM', 'weight_BM')
+    return [tuple(content(x)) for x in unmask(*map(batch.get, names))]
+
+  assert all(text in whole for text in texts(1.0))
+  copied = [text in whole for text in texts(0.5)]
+  assert 0.2 < np.mean(copied) < 0.8
+  assert all(
+    text in rest
+    for text, copy in zip(texts(0.5), copied, strict=True)
+    if not copy
+  )
+  assert texts(0.0) == texts(0.0) and not set(texts(0.0)) & whole
+
+
 def test_salient_masks_are_salient_spans(corpus):
   table = corpus.sentences
   spans = set()
