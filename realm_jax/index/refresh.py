@@ -405,8 +405,8 @@ def check_embedder(workdir: Workdir, step: int, params: dict[str, Any]) -> None:
   if found != recorded:
     raise checkpoints.Damaged(
       f'{workdir.checkpoints / str(step)}: is damaged: its document embedder '
-      f'has the digest {found[:12]}, {recorded[:12]} was saved; delete it to '
-      'use an earlier one'
+      f'has the digest {found[:12]}, {str(recorded)[:12]} was saved; delete it '
+      'to use an earlier one'
     )
 
 

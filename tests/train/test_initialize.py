@@ -8,7 +8,7 @@ from realm_jax import config as config_lib
 from realm_jax.parallel import mesh as mesh_lib
 from realm_jax.train.initialize import initial_params
 from realm_jax.workdir.checkpoints import Checkpoints
-from realm_jax.workdir.digest import tree_digest
+from realm_jax.workdir.digest import embedder_digest, tree_digest
 from realm_jax.workdir.run import Workdir
 
 SIZES = {
@@ -38,7 +38,11 @@ def save(path, stage, params):
   saved = Checkpoints(workdir.path, 1, keep_best=False)
   one = np.int32(1)  # what is restored here is params alone
   state = {'params': params, 'opt_state': {'n': one}, 'step': {'step': one}}
-  saved.save(1, state, {'stage': stage})
+  meta = {'stage': stage}
+  if 'document_embedder' in params:
+    document = params['document_embedder']
+    meta['embedder_digest'] = embedder_digest(document, workdir.config)
+  saved.save(1, state, meta)
   saved.close()
   return str(path)
 
