@@ -173,6 +173,7 @@ _KEYS: dict[str, dict[str, Any]] = {
     'num_candidates': 4,
     'query_length': 48,
     'max_masks': 8,
+    'sample_every': 20,
     'score_temperature': 2 * _TEMPERATURE,
     'freeze_retriever_steps': 20,
     # 4 minutes of embedding, 8 beside the trainer: of step 25 the index comes

@@ -44,9 +44,8 @@ class RefreshConfig:
   delay_steps: int = 500
   # Swaps as a run's swaps.jsonl has them, instead of a refresher's.
   replay: str = ''
-  # Rows that were embedded to train on go into the index within the step. This
-  # and the next have done harm where they were measured, without a refresher
-  # beside them (experiments/refresh_ablation.py).
+  # Rows that were embedded to train on go into the index within the step. What
+  # this and the next do is in experiments/refresh_ablation.py.
   write_back: bool = False
   # So many rows, those retrieved most since they were made, are embedded anew
   # in every step; at least 2, a multiple of mesh.data.
