@@ -2,8 +2,10 @@
 
 import json
 import signal
+import socket
 import subprocess
 import sys
+import textwrap
 import time
 
 import numpy as np
@@ -282,6 +284,41 @@ def test_two_processes_evaluate_and_embed_as_one(folder, cache):
     rtol=1e-4,
     atol=1e-5,
   )
+
+
+AGREE = """
+  import sys
+  from realm_jax.parallel import processes
+
+  processes.start(processes.Cluster(False, sys.argv[1], 2, int(sys.argv[2])))
+  for n in range(20):
+    assert processes.from_first(n) == n
+    assert processes.gather([n]) == [[n], [n]]
+    processes.barrier()
+  if processes.is_first():
+    print(len(processes._This.client.key_value_dir_get('realm/')))
+  processes.barrier()
+  processes.end(0, '')
+"""
+
+
+def test_what_all_have_read_is_forgotten():
+  with socket.socket() as free:
+    free.bind(('127.0.0.1', 0))
+    coordinator = f'127.0.0.1:{free.getsockname()[1]}'
+  code = textwrap.dedent(AGREE)
+  cluster = [
+    subprocess.Popen(
+      [sys.executable, '-c', code, coordinator, str(place)],
+      stdout=subprocess.PIPE,
+      text=True,
+    )
+    for place in range(2)
+  ]
+  said = [process.communicate(timeout=120)[0] for process in cluster]
+  assert [process.returncode for process in cluster] == [0, 0]
+  # Signs of life of both, and what was told last.
+  assert int(said[0]) <= 8
 
 
 def test_a_hanging_process_is_named(folder, cache):
