@@ -60,28 +60,33 @@ class HostSearch:
     )
     self._pool = concurrent.futures.ThreadPoolExecutor(1)
     self._calls = 0
-    self._next: tuple[Batch, concurrent.futures.Future] | None = None
+    # A batch, the search for it, and what `since` was then.
+    self._next: tuple[Batch, concurrent.futures.Future, int] | None = None
 
-  def take(self, params: dict[str, Any], index: HostIndex) -> tuple[Batch, int]:
+  def take(
+    self, params: dict[str, Any], index: HostIndex, since: int
+  ) -> tuple[Batch, int, int]:
     """The batch of the step that comes now; starts the search for the next.
 
     Args:
       params: that the step starts from, not donated yet.
       index: to search.
+      since: the step that it was made of.
 
     Returns:
       The batch with found_score_BK, found_row_BK and, where the index has
-      rows, found_row_BKE; and how many steps old its query encoder was.
+      rows, found_row_BKE; how many steps old its query encoder was; and the
+      step that the index was made of in which they were found.
     """
     if self._next is None:  # a new run: its first batch is waited for
-      batch = next(self._batches)
-      search, stale = self._start(params, batch, index), 0
+      batch, stale, searched = next(self._batches), 0, since
+      search = self._start(params, batch, index)
     else:
-      (batch, search), stale = self._next, 1
+      (batch, search, searched), stale = self._next, 1
     found = search.result()
     following = next(self._batches)
-    self._next = following, self._start(params, following, index)
-    return batch | found, stale
+    self._next = following, self._start(params, following, index), since
+    return batch | found, stale, searched
 
   def pending(self) -> dict[str, jax.Array] | None:
     """What was found for the next batch, to be saved with the step before."""
@@ -102,15 +107,17 @@ class HostSearch:
       for name, dtype in _SAVED.items()
     }
 
-  def go_on(self, found: dict[str, jax.Array], index: HostIndex) -> None:
-    """Takes up what was pending when a step was saved."""
+  def go_on(
+    self, found: dict[str, jax.Array], index: HostIndex, since: int
+  ) -> None:
+    """Takes up what was pending when a step was saved; see `take`."""
     whole = mesh_lib.to_host(found)
     size = len(whole['found_row_BK']) // self._parts
     own = slice(self._part * size, (self._part + 1) * size)
     batch = {name: np.asarray(value[own]) for name, value in whole.items()}
     done: concurrent.futures.Future = concurrent.futures.Future()
     done.set_result(_with_rows(batch, index))
-    self._next = next(self._batches), done
+    self._next = next(self._batches), done, since
 
   def close(self) -> None:
     self._pool.shutdown(cancel_futures=True)

@@ -162,19 +162,22 @@ class IndexFeed:
         level = self._config.refresh.writes_level()
         self.index = write.keep_newer(self.index, new, made, level)
 
-  def step_done(self, step: int) -> None:
-    """Counts a step that used the index, for the staleness of `metrics`."""
-    self._staleness.step_done(step, self.since)
+  def step_done(self, step: int, since: int) -> None:
+    """Counts a step for the staleness of `metrics`; `since` as there."""
+    self._staleness.step_done(step, since)
 
-  def metrics(self, step: int, window: bool = True) -> dict[str, Any]:
+  def metrics(
+    self, step: int, since: int, window: bool = True
+  ) -> dict[str, Any]:
     """What the index of a step is of, and how old.
 
     Args:
       step: the step.
+      since: the step that the index it used was made of.
       window: with the median and the 95th percentile of the staleness over the
         steps since the last call (or since the run was started or resumed).
     """
-    values = self._staleness.metrics(step, self.since, window)
+    values = self._staleness.metrics(step, since, window)
     if window:
       values |= self._probed
       self._probed = {}

@@ -128,10 +128,10 @@ def train_loop(run: Run) -> int:
         save(run, step, state, scores.get(run.best) if run.best else None)
       if last or (stop and step > first):
         break
-      stale = {}
+      stale, since = {}, feed.since if feed else 0
       if run.host_search and feed:
-        batch, stale['query_staleness_steps'] = run.host_search.take(
-          state.params, feed.searchable
+        batch, stale['query_staleness_steps'], since = run.host_search.take(
+          state.params, feed.searchable, since
         )
       else:
         batch = next(run.batches)
@@ -146,7 +146,7 @@ def train_loop(run: Run) -> int:
       )
       if feed:
         feed.index = index
-      log.previous(step + 1, metrics | stale, batch)
+      log.previous(step + 1, metrics | stale, batch, since)
       progress.advance()
     log.flush()
   run.profile.end()
@@ -230,13 +230,24 @@ class _Log:
     self._warm = False
 
   def previous(
-    self, step: int, metrics: Metrics, batch: dict[str, np.ndarray]
+    self,
+    step: int,
+    metrics: Metrics,
+    batch: dict[str, np.ndarray],
+    since: int,
   ) -> None:
-    """Logs the step before; `step` is logged by the next call."""
+    """Logs the step before; `step` is logged by the next call.
+
+    Args:
+      step: dispatched just now.
+      metrics: of it, maybe still being computed.
+      batch: that it took.
+      since: the step that its index was made of.
+    """
     self.flush()
     self._unchecked.append((step, metrics['loss']))
     if self._run.feed:
-      self._run.feed.step_done(step)
+      self._run.feed.step_done(step, since)
     config = self._run.config
     logged = _due(step, config.log_every, step == config.num_steps)
     sampled = self._run.samples and _due(step, config.sample_every, False)
@@ -244,7 +255,7 @@ class _Log:
       self._pending = _Pending(
         step,
         metrics,
-        self._index(step) if logged else None,
+        self._index(step, since) if logged else None,
         batch if sampled else None,
       )
     if not self._warm:
@@ -289,7 +300,8 @@ class _Log:
 
   def evaluated(self, step: int, scores: dict[str, float]) -> None:
     self.flush()
-    self._write(step, {**scores, **self._index(step, window=False)})
+    since = self._run.feed.since if self._run.feed else 0
+    self._write(step, {**scores, **self._index(step, since, window=False)})
     self._since = (step, time.monotonic())
 
   def _write(self, step: int, values: dict[str, Any]) -> None:
@@ -297,9 +309,11 @@ class _Log:
       self._run.metrics.write(step, values)
     self._progress.say(step, values)
 
-  def _index(self, step: int, window: bool = True) -> dict[str, Any]:
+  def _index(
+    self, step: int, since: int, window: bool = True
+  ) -> dict[str, Any]:
     feed = self._run.feed
-    return {} if feed is None else feed.metrics(step, window)
+    return {} if feed is None else feed.metrics(step, since, window)
 
 
 class _Progress:

@@ -188,7 +188,7 @@ def _host_search(
       went_on_from, 'found', host_search.abstract(config.batch_size)
     )
     if found:
-      host_search.go_on(found, feed.searchable)
+      host_search.go_on(found, feed.searchable, feed.since)
   return host_search
 
 

@@ -69,6 +69,9 @@ def test_versions_are_made_measured_and_swapped_in(pretrained, kind):
   stale = [line.get('query_staleness_steps') for line in lines(path)]
   # Only the first search is waited for.
   assert stale == ([None] * 6 if kind == 'scann' else [0, 1, 1, 1, 1, 1])
+  # The hosts searched for step 4 before the swap that follows step 3.
+  of = [line['index_step'] for line in lines(path)]
+  assert of == [0, 0, 0, 3 if kind == 'scann' else 0, 3, 3]
 
 
 @pytest.mark.slow
@@ -156,6 +159,32 @@ def test_finetune_search_ask_evaluate(
   arguments = ['evaluate', '--workdir', str(tuned), '--questions', questions]
   assert cli.main([*arguments, '--output', str(output)]) == 0
   assert files.read_json(output / 'metrics.json')['n'] == 16
+
+
+def test_fine_tuning_on_the_hosts_passes_over_damaged_rows(
+  pretrained, corpus, tmp_path, capsys
+):
+  path = tmp_path / 'run'
+  shutil.copytree(pretrained('scann_host'), path)
+  index = Workdir.open(path).index
+  version = versions.list_versions(index)[-1]
+  [chunk] = (versions.directory(index, version) / 'rows' / 'c').glob('*/*')
+  data = bytearray(chunk.read_bytes())
+  data[len(data) // 2] ^= 1
+  chunk.write_bytes(data)
+  questions = small_runs.write_lines(
+    tmp_path / 'questions.jsonl', map(small_runs.question, range(16))
+  )
+  config = small_runs.make_config(
+    corpus,
+    init_from=str(path),
+    pooling='mean',
+    index={'kind': 'scann_host', 'rows_dtype': 'float32'},
+    questions=questions,
+    num_steps=1,
+  )
+  assert train('finetune', config, str(tmp_path / 'tuned')) == 0
+  assert f'passed over: {index}' in capsys.readouterr().err
 
 
 @pytest.mark.parametrize('kind', KINDS)
