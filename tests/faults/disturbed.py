@@ -24,6 +24,7 @@ from realm_jax.workdir import checkpoints, files, leases, rows, versions
 # Seconds after its start at which a process is killed: while it imports,
 # compiles, restores, trains or embeds.
 _EARLIEST, _LATEST = 0.5, 10.0
+_STALL = 2.0
 _PATIENCE = 240.0
 _A_WHILE = 5.0  # for a version of the newest checkpoint, if one is to come
 
@@ -78,6 +79,17 @@ class Disturbed:
       victim = self._random.randrange(self._size)
       self._kill(role, victim)
       self._start(role)
+
+  def stall(self, times: int) -> None:
+    """Holds a job up for seconds, as a slow store would, wherever it is."""
+    for _ in range(times):
+      role = self._random.choice(('trainer', 'refresher'))
+      time.sleep(self._random.uniform(0, _STALL))
+      process = self._random.choice(self._running[role])
+      process.send_signal(signal.SIGSTOP)
+      time.sleep(self._random.uniform(0, _STALL))
+      process.send_signal(signal.SIGCONT)
+      self.counts[f'{role}s stalled'] += 1
 
   def damage(self, how: Callable[[bytes], bytes]) -> None:
     """Changes a version before the trainer has read it.

@@ -33,6 +33,8 @@ def check_disturbed(run, kills, capsys, damages=()):
   try:
     run.start()
     run.kill(kills)
+    run.stall(5)
+    run.age_leases()
     for how in damages:
       run.damage(how)
     last = run.end()
