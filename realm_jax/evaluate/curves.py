@@ -14,9 +14,9 @@ _CURVES = (
     'nats',
   ),
   (
-    'null document: its probability, p(z|x)',
-    ('null_probability',),
-    'probability',
+    'null document: its probability; a passage holds what is masked',
+    ('null_probability', 'target_retrieved'),
+    'share of sentences',
   ),
   ('recall on dev questions', ('recall@1', 'recall@5'), 'percent'),
 )

@@ -130,6 +130,10 @@ def pretrain_loss(
   metrics = _metrics(
     log_prior_BK, valid_BK, right_BKM, batch['weight_BM'], aux, trivial_B
   )
+  if config.masking != 'uniform':  # whose masks are no text
+    metrics['target_retrieved'] = (
+      holds(document_BKL, batch['target_BM'], batch['weight_BM']).any(1).mean()
+    )
   retrieved = {
     'row_BK': row_BK,
     'log_prior_BK': log_prior_BK,
@@ -208,6 +212,30 @@ def read_masked(
     key=key,
   )
   return logits.reshape(batch_size, num_candidates, *logits.shape[1:])
+
+
+def holds(
+  document_BKL: jax.Array, target_BM: jax.Array, weight_BM: jax.Array
+) -> jax.Array:
+  """Whether documents hold what is masked, its wordpieces side by side.
+
+  Args:
+    document_BKL: token ids.
+    target_BM: the masked wordpieces, in order; behind them padding.
+    weight_BM: 1 where a token is masked, else 0.
+
+  Returns:
+    bool [B, K]; False where nothing is masked.
+  """
+  masked_BM = weight_BM > 0
+  length, most = document_BKL.shape[2], target_BM.shape[1]
+  ahead_BKL = jnp.pad(document_BKL, ((0, 0), (0, 0), (0, most)))
+  found_BKL = jnp.ones(document_BKL.shape, bool)
+  for m in range(most):
+    found_BKL &= (
+      ahead_BKL[:, :, m : m + length] == target_BM[:, None, m, None]
+    ) | ~masked_BM[:, None, m, None]
+  return found_BKL.any(-1) & masked_BM.any(-1)[:, None]
 
 
 def most_retrieved_share(row_BK: jax.Array) -> jax.Array:

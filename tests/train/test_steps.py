@@ -16,7 +16,7 @@ from realm_jax.train.finetune import TRAINED as FINETUNED
 from realm_jax.train.finetune import finetune_step
 from realm_jax.train.ict import ict_step
 from realm_jax.train.optimizer import make_optimizer
-from realm_jax.train.pretrain import TRAINED, pretrain_step
+from realm_jax.train.pretrain import TRAINED, holds, pretrain_step
 from realm_jax.train.program import jit_step
 from realm_jax.train.state import TrainState
 
@@ -336,6 +336,18 @@ def test_excluded_blocks_are_no_candidates():
   assert history[0]['trivial_exclusion_rate'] == 1.0
   # Two candidates are left: the entropy is at most log 2.
   assert history[0]['retrieval_entropy'] <= np.log(2) + 1e-6
+
+
+def test_documents_that_hold_what_is_masked():
+  document = np.array(
+    [[[1, 5, 6, 7, 2], [1, 5, 7, 6, 2], [1, 2, 0, 5, 6], [1, 2, 2, 0, 0]]] * 3
+  )
+  target = np.array([[5, 6, 0], [6, 0, 0], [0, 0, 0]])
+  weight = np.array([[1.0, 1, 0], [1, 0, 0], [0, 0, 0]])
+  np.testing.assert_array_equal(
+    holds(document, target, weight),
+    [[True, False, True, False], [True, True, True, False], [False] * 4],
+  )
 
 
 def test_adam_without_bias_correction():
