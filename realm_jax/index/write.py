@@ -17,6 +17,11 @@ none of them. There, of what fresh embeddings find among rows of which all, 90%,
   as they are           0.59 0.24 0.54
   without their mean    0.59 0.59 0.62
   level                 0.59 0.60 0.70
+
+Where the rows written are those that questions retrieve (SQuAD's, 8 at a time,
+3 rows each), fewer are enough: of 60 steps' change 0.62 is found before, 0.70
+when 400 questions have been asked and 15% of the rows written, level; as they
+are 0.59 to 0.64, and 61% of what is found then is fresh where 35% should be.
 """
 
 import dataclasses
