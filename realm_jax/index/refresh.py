@@ -158,7 +158,7 @@ class _Job:
     self._built = -1  # the newest step that has its version
     self._made: tuple[epath.Path, int] | None = None  # where that lies
     self._passed_over = -1  # a step that can have no version
-    self._problem: ValueError | None = None  # why, if that was the last one
+    self._problem: ValueError | None = None  # why
 
   def once(self) -> int:
     """Builds the version that is missing, if one is."""
@@ -208,10 +208,10 @@ class _Job:
       if step is None:
         if self._stop.is_set():
           return processes.SIGTERM_STATUS
-        if self._problem is not None:
+        last = processes.from_first(self._passed_over > self._built)
+        if last and self._problem is not None:
           raise self._problem
         return 0
-      self._problem = None
       try:
         self._build(step, corpus)
       except (build.Refused, checkpoints.Damaged) as error:
