@@ -17,7 +17,7 @@ import os
 import sys
 import threading
 import time
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, ClassVar, NamedTuple, NoReturn
 
 import jax
 import orbax.checkpoint as ocp
@@ -56,7 +56,7 @@ class _This:
 
   client: Any = None  # of the coordination service; None: alone
   calls = 0  # made together so far
-  told: tuple[str, ...] = ()  # by from_first, maybe not read by all yet
+  told: ClassVar[list[str]] = []  # by from_first, maybe not read by all yet
   beats = 0
   doing = 'starting'
   watch: threading.Thread | None = None
@@ -142,10 +142,12 @@ def from_first(value: Any) -> Any:
   Returns:
     That of process 0.
   """
+  if alone():
+    return value
   key = _call('first')
   if is_first():
     tell(key, value)
-    _This.told += (key,)
+    _This.told.append(key)
     return value
   return wait_for(key)
 
@@ -172,7 +174,7 @@ def gather(value: Any) -> list[Any]:
     # is not deleted, for as long as the run.
     for old in (key, *_This.told):
       forget(old)
-    _This.told = ()
+    _This.told.clear()
   return from_first(found)
 
 
