@@ -13,6 +13,7 @@ from jax.experimental.compilation_cache import compilation_cache
 
 from realm_jax import config as config_lib
 from realm_jax.corpus.prepare import prepare
+from realm_jax.workdir import checkpoints
 from realm_jax.workdir.metrics import MetricsWriter
 
 BLOCK_LENGTH = 40
@@ -138,6 +139,21 @@ def environment(cache):
   }
 
 
+def flip_bit(path):
+  """Changes one bit in the middle of a file."""
+  data = bytearray(path.read_bytes())
+  data[len(data) // 2] ^= 1
+  path.write_bytes(bytes(data))
+
+
+def forge_digest(workdir, step):
+  """Lets saved.jsonl tell of 64 f as a step's digest; gives the true one."""
+  true = checkpoints.read_record(workdir, step)['embedder_digest']
+  saved = workdir / 'saved.jsonl'
+  saved.write_text(saved.read_text().replace(true, 'f' * 64))
+  return true
+
+
 def start(arguments, cache, devices=1, **options):
   """Starts `python -m realm_jax ...`."""
   flags = f'--xla_force_host_platform_device_count={devices}'
@@ -147,6 +163,13 @@ def start(arguments, cache, devices=1, **options):
     text=True,
     **options,
   )
+
+
+def free_address():
+  """HOST:PORT on loopback that nobody listens at."""
+  with socket.socket() as free:
+    free.bind(('127.0.0.1', 0))
+    return f'127.0.0.1:{free.getsockname()[1]}'
 
 
 def start_cluster(
@@ -159,9 +182,7 @@ def start_cluster(
   """
   if options is None:
     options = {'stdout': subprocess.PIPE, 'stderr': subprocess.PIPE}
-  with socket.socket() as free:
-    free.bind(('127.0.0.1', 0))
-    coordinator = f'127.0.0.1:{free.getsockname()[1]}'
+  coordinator = free_address()
   return [
     start(
       [

@@ -2,7 +2,6 @@
 
 import json
 import signal
-import socket
 import subprocess
 import sys
 import textwrap
@@ -303,9 +302,7 @@ AGREE = """
 
 
 def test_what_all_have_read_is_forgotten():
-  with socket.socket() as free:
-    free.bind(('127.0.0.1', 0))
-    coordinator = f'127.0.0.1:{free.getsockname()[1]}'
+  coordinator = small_runs.free_address()
   code = textwrap.dedent(AGREE)
   cluster = [
     subprocess.Popen(

@@ -119,9 +119,7 @@ def test_a_run_whose_version_was_damaged_goes_on(
   step = checkpoints.steps(path)[-1]
   used = checkpoints.read_record(path, step)['index_version']
   file = versions.directory(index, used) / name
-  data = bytearray(file.read_bytes())
-  data[len(data) // 2] ^= 1
-  file.write_bytes(data)
+  small_runs.flip_bit(file)
   before = versions.read_manifest(index, used - 1)
   capsys.readouterr()
   assert train('pretrain', config, str(path)) == 0

@@ -169,9 +169,7 @@ def test_fine_tuning_on_the_hosts_passes_over_damaged_rows(
   index = Workdir.open(path).index
   version = versions.list_versions(index)[-1]
   [chunk] = (versions.directory(index, version) / 'rows' / 'c').glob('*/*')
-  data = bytearray(chunk.read_bytes())
-  data[len(data) // 2] ^= 1
-  chunk.write_bytes(data)
+  small_runs.flip_bit(chunk)
   questions = small_runs.write_lines(
     tmp_path / 'questions.jsonl', map(small_runs.question, range(16))
   )
@@ -196,9 +194,7 @@ def test_a_damaged_file_is_named(pretrained, tmp_path, capsys, kind):
   manifest = versions.read_manifest(workdir.index, version)
   name = sorted(manifest.files)[-1]
   file = versions.directory(workdir.index, version) / name
-  data = bytearray(file.read_bytes())
-  data[len(data) // 2] ^= 1
-  file.write_bytes(data)
+  small_runs.flip_bit(file)
   longer = small_runs.config_lib.replace(workdir.config, num_steps=7)
   assert train('pretrain', longer, str(path)) == 0
   said = capsys.readouterr().err
