@@ -2,7 +2,7 @@ r"""What a stale index costs, and what keeps it fresh.
 
   python experiments/refresh_ablation.py --workdir runs/refresh_ablation
   python experiments/wiki_tiny.py --data ../shared/data \
-    --bert runs/wiki_full/checkpoint/mlm
+    --bert runs/wiki_full/checkpoint/reading
   python experiments/refresh_ablation.py --workdir runs/refresh_ablation_wiki \
     --base runs/wiki_tiny/pretrain --every 15 \
     --questions ../shared/data/qa_squad_dev.jsonl.gz

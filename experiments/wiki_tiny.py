@@ -2,7 +2,7 @@ r"""Pre-training on few real passages: the base of `refresh_ablation.py`.
 
   . launch/env.sh cpu
   python experiments/wiki_tiny.py --data ../shared/data \
-    --bert runs/wiki_full/checkpoint/mlm
+    --bert runs/wiki_full/checkpoint/reading
 
 Corpus: the 4,497 passages of squad, X and Z both. Training questions:
 squad_train, those with an answer in the corpus. Test: the SQuAD dev questions,
@@ -35,7 +35,7 @@ from typing import Any
 import ml_collections
 import wiki_full
 import wiki_small
-from pipeline.wiki import BERT, Inputs, Pipeline, Stage, parser
+from pipeline.wiki import Inputs, Pipeline, Stage, parser
 
 INPUTS = Inputs(
   corpora=('corpus_squad.jsonl.gz',),
@@ -44,17 +44,13 @@ INPUTS = Inputs(
 )
 STAGES = {
   'off_the_shelf': wiki_full.STAGES['checkpoint']['off_the_shelf'],
-  'copy': Stage('pretrain', {'init_from': BERT, 'index_from': 'off_the_shelf'}),
   'pretrain': Stage(
-    'pretrain',
-    {'init_from': 'copy', 'index_from': 'off_the_shelf'},
-    'after pre-training',
+    'pretrain', {'init_from': 'off_the_shelf'}, 'after pre-training'
   ),
   'finetune': wiki_full.STAGES['checkpoint']['finetune'],
 }
 
 _KEYS: dict[str, dict[str, Any]] = {
-  'copy': {'num_steps': 150, 'freeze_retriever_steps': 150},
   'pretrain': {
     'num_steps': 60,
     'batch_size': 8,
@@ -62,7 +58,7 @@ _KEYS: dict[str, dict[str, Any]] = {
     'log_every': 5,
     'checkpoint_every': 15,
     'refresh': {'where': 'in_process', 'every': 15},
-    'optimizer': {'retriever_learning_rate_scale': 0.3, 'warmup_steps': 5},
+    'optimizer': {'warmup_steps': 5},
   },
 }
 
