@@ -9,8 +9,8 @@ from realm_jax.workdir.metrics import read_swaps
 _CURVES = (
   ('loss', ('loss',), 'nats a masked span'),
   (
-    'retrieval utility: of the mean passage, of the marginal',
-    ('retrieval_utility', 'marginal_utility'),
+    'utility: of the mean passage, of the marginal, of what holds the masked',
+    ('retrieval_utility', 'marginal_utility', 'target_utility'),
     'nats',
   ),
   (

@@ -88,10 +88,10 @@ def retrieval_utility(log_prob_BK: jax.Array, valid_BK: jax.Array) -> jax.Array:
 
   Args:
     log_prob_BK: log p(y|z,x), candidate 0 the null document.
-    valid_BK: which places hold a candidate.
+    valid_BK: which places hold a candidate that counts.
 
   Returns:
-    A scalar in nats; positive when retrieved passages help.
+    A scalar in nats; positive when retrieved passages help, 0 without any.
   """
   retrieved_BK = valid_BK[:, 1:].astype(jnp.float32)
   gain_BK = (log_prob_BK[:, 1:] - log_prob_BK[:, :1]) * retrieved_BK

@@ -131,8 +131,11 @@ def pretrain_loss(
     log_prior_BK, valid_BK, right_BKM, batch['weight_BM'], aux, trivial_B
   )
   if config.masking != 'uniform':  # whose masks are no text
-    metrics['target_retrieved'] = (
-      holds(document_BKL, batch['target_BM'], batch['weight_BM']).any(1).mean()
+    hold_BK = holds(document_BKL, batch['target_BM'], batch['weight_BM'])
+    metrics['target_retrieved'] = hold_BK.any(1).mean()
+    # Near the utility of all: the reader does not see what passages hold.
+    metrics['target_utility'] = losses.retrieval_utility(
+      aux['log_prob_BK'], hold_BK
     )
   retrieved = {
     'row_BK': row_BK,

@@ -12,6 +12,7 @@ from realm_jax.config import MeshConfig
 from realm_jax.index.search import Index
 from realm_jax.model import parts
 from realm_jax.parallel import mesh as mesh_lib
+from realm_jax.train import pretrain
 from realm_jax.train.finetune import TRAINED as FINETUNED
 from realm_jax.train.finetune import finetune_step
 from realm_jax.train.ict import ict_step
@@ -348,6 +349,25 @@ def test_documents_that_hold_what_is_masked():
     holds(document, target, weight),
     [[True, False, True, False], [True, True, True, False], [False] * 4],
   )
+
+
+def test_utility_of_documents_that_hold_what_is_masked(monkeypatch):
+  def metrics(found):
+    monkeypatch.setattr(
+      pretrain, 'holds', lambda document_BKL, *_: jnp.full((8, 4), found)
+    )
+    config = config_lib.replace(CONFIG, num_candidates=4, masking='salient')
+    step = functools.partial(
+      pretrain_step, config=config, cls_id=CLS, sep_id=SEP
+    )
+    params = _params(config, ('encoder',))
+    batch = _pretrain_batch()
+    return _run(step, params, TRAINED, batch, (1, 1), config, 1)[1][0]
+
+  none, all_of_them = metrics(False), metrics(True)
+  assert (none['target_retrieved'], none['target_utility']) == (0, 0)
+  assert all_of_them['target_retrieved'] == 1
+  assert all_of_them['target_utility'] == all_of_them['retrieval_utility'] != 0
 
 
 def test_adam_without_bias_correction():
