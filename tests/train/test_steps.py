@@ -352,22 +352,30 @@ def test_documents_that_hold_what_is_masked():
 
 
 def test_utility_of_documents_that_hold_what_is_masked(monkeypatch):
-  def metrics(found):
-    monkeypatch.setattr(
-      pretrain, 'holds', lambda document_BKL, *_: jnp.full((8, 4), found)
-    )
-    config = config_lib.replace(CONFIG, num_candidates=4, masking='salient')
-    step = functools.partial(
-      pretrain_step, config=config, cls_id=CLS, sep_id=SEP
-    )
-    params = _params(config, ('encoder',))
-    batch = _pretrain_batch()
-    return _run(step, params, TRAINED, batch, (1, 1), config, 1)[1][0]
-
-  none, all_of_them = metrics(False), metrics(True)
-  assert (none['target_retrieved'], none['target_utility']) == (0, 0)
-  assert all_of_them['target_retrieved'] == 1
-  assert all_of_them['target_utility'] == all_of_them['retrieval_utility'] != 0
+  third_BK = jnp.arange(4)[None] == jnp.full((8, 1), 2)
+  monkeypatch.setattr(pretrain, 'holds', lambda *_: third_BK)
+  config = config_lib.replace(CONFIG, num_candidates=4, masking='salient')
+  batch = {name: jnp.asarray(x) for name, x in _pretrain_batch().items()}
+  params = _params(config, ('encoder',))
+  mesh = mesh_lib.make_mesh(MeshConfig(1, 1), jax.devices()[:1])
+  with jax.set_mesh(mesh):
+    _, metrics = jax.jit(
+      functools.partial(
+        pretrain.pretrain_loss,
+        total=8.0,
+        key=None,
+        config=config,
+        cls_id=CLS,
+        sep_id=SEP,
+      )
+    )(params, batch, index=_index(mesh, config))
+  log_prob_BK = metrics['retrieved']['log_prob_BK']
+  assert metrics['target_retrieved'] == 1
+  np.testing.assert_allclose(
+    metrics['target_utility'],
+    (log_prob_BK[:, 2] - log_prob_BK[:, 0]).mean(),
+    rtol=1e-5,
+  )
 
 
 def test_adam_without_bias_correction():
