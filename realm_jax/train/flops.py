@@ -2,8 +2,8 @@
 
 Products of matrices alone, two operations a multiplication and addition, with
 no recomputation: what a device must do, not what a program happens to do. Texts
-count at their padded lengths, the null document too: read beside the others,
-it is 5.5% of a step at the paper's sizes.
+count at their padded lengths, the null document too, which is read beside the
+others: its padding is 5.6% of a step at the paper's sizes.
 """
 
 from realm_jax.config import Config, ModelConfig
