@@ -298,8 +298,12 @@ class Pipeline:
         for test, gain in by_test.items()
       )
       print(f'recall@5 after pre-training less {name}: ' + ', '.join(cells))
-    for name, value in list(summary.items())[2:-1]:
-      print(f'{name}: {value:.3g}')
+    for name in (
+      'index_versions_used',
+      'retrieval_utility_first',
+      'retrieval_utility_last',
+    ):
+      print(f'{name}: {summary[name]:.3g}')
     print('seconds: ' + ', '.join(f'{k} {v:.0f}' for k, v in seconds.items()))
 
   def _gains(self) -> dict[str, dict[str, dict[str, float]]]:
