@@ -159,6 +159,10 @@ class Config:
   # Objectives.
   pooling: Literal['cls', 'mean'] = 'cls'
   score_temperature: float = 1.0  # f(x, z) is divided by it
+  # Pre-training: added to the null document's score, nats. A retriever that
+  # never saw the empty text scores it far below all others; what lifts it by
+  # those nats drags all other embeddings along.
+  null_bias: float = 0.0
   masking: Literal['salient', 'uniform', 'random_span'] = 'salient'
   mask_rate: float = 0.15  # of uniform masking
   # Excludes a sentence's own block. Without it a reader soon learns to copy.

@@ -115,6 +115,7 @@ def pretrain_loss(
   )
   score_BK = jnp.einsum('BE,BKE->BK', query_BE, document_BKE)
   score_BK = score_BK / config.score_temperature
+  score_BK = score_BK.at[:, 0].add(config.null_bias)
   log_prior_BK = losses.masked_log_softmax(score_BK, valid_BK)
   logits_BKMV = read_masked(
     params, batch, document_BKL, keys[3], config, sep_id

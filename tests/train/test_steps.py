@@ -360,30 +360,45 @@ def test_documents_that_hold_what_is_masked():
   )
 
 
-def test_utility_of_documents_that_hold_what_is_masked(monkeypatch):
-  third_BK = jnp.arange(4)[None] == jnp.full((8, 1), 2)
-  monkeypatch.setattr(pretrain, 'holds', lambda *_: third_BK)
-  config = config_lib.replace(CONFIG, num_candidates=4, masking='salient')
+def _pretrain_loss(config):
+  """The loss of the batch and its metrics, of one device."""
   batch = {name: jnp.asarray(x) for name, x in _pretrain_batch().items()}
   params = _params(config, ('encoder',))
   mesh = mesh_lib.make_mesh(MeshConfig(1, 1), jax.devices()[:1])
+  loss = functools.partial(
+    pretrain.pretrain_loss,
+    total=8.0,
+    key=None,
+    config=config,
+    cls_id=CLS,
+    sep_id=SEP,
+  )
   with jax.set_mesh(mesh):
-    _, metrics = jax.jit(
-      functools.partial(
-        pretrain.pretrain_loss,
-        total=8.0,
-        key=None,
-        config=config,
-        cls_id=CLS,
-        sep_id=SEP,
-      )
-    )(params, batch, index=_index(mesh, config))
+    return jax.jit(loss)(params, batch, index=_index(mesh, config))
+
+
+def test_utility_of_documents_that_hold_what_is_masked(monkeypatch):
+  third_BK = jnp.arange(4)[None] == jnp.full((8, 1), 2)
+  monkeypatch.setattr(pretrain, 'holds', lambda *_: third_BK)
+  _, metrics = _pretrain_loss(config_lib.replace(CONFIG, masking='salient'))
   log_prob_BK = metrics['retrieved']['log_prob_BK']
   assert metrics['target_retrieved'] == 1
   np.testing.assert_allclose(
     metrics['target_utility'],
     (log_prob_BK[:, 2] - log_prob_BK[:, 0]).mean(),
     rtol=1e-5,
+  )
+
+
+def test_null_bias_raises_the_null_document_alone():
+  def log_prior(bias):
+    config = config_lib.replace(CONFIG, null_bias=bias, score_temperature=2.0)
+    return np.asarray(_pretrain_loss(config)[1]['retrieved']['log_prior_BK'])
+
+  plain_BK, raised_BK = log_prior(0.0), log_prior(1.5)
+  odds_BK = (raised_BK - raised_BK[:, 1:2]) - (plain_BK - plain_BK[:, 1:2])
+  np.testing.assert_allclose(
+    odds_BK, np.tile([1.5, 0, 0, 0], (8, 1)), atol=1e-5
   )
 
 
