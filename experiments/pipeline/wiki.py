@@ -314,30 +314,35 @@ class Pipeline:
     """
     from realm_jax.scores import qa
 
-    after = {test: self._found('pretrain', test) for test in self.tests}
-    return {
-      stage.row: {
-        test: qa.bootstrap(found - self._found(name, test))
-        for test, found in after.items()
-      }
+    before = {
+      name: stage.row
       for name, stage in self.stages.items()
       if stage.verb == 'ict' and stage.row
     }
+    gains: dict[str, dict[str, Any]] = {row: {} for row in before.values()}
+    for test in self.tests:
+      found = self._found(test, 'pretrain', *before)
+      for name, row in before.items():
+        gains[row][test] = qa.bootstrap(found['pretrain'] - found[name])
+    return gains
 
-  def _found(self, name: str, test: str) -> Any:
-    """Which questions had an answer in the first 5 passages, float [Q]."""
+  def _found(self, test: str, *names: str) -> dict[str, Any]:
+    """Which questions had an answer in the first 5 passages: float [Q]s."""
     from realm_jax.corpus.store import Corpus
     from realm_jax.data.questions import read_questions
     from realm_jax.train import answer, dev
 
-    output = self._output(name, test)
-    evidence = [
-      answer.Evidence([z['block'] for z in line['evidence']], [])
-      for line in _lines(output / 'predictions.jsonl')
-    ]
     asked = read_questions(self.tests[test])
     corpus = Corpus.open(str(self.workdir / 'corpus'))
-    return dev.hits(asked, evidence, corpus, 5).any(1).astype(float)
+
+    def hits(name: str) -> Any:
+      evidence = [
+        answer.Evidence([z['block'] for z in line['evidence']], [])
+        for line in _lines(self._output(name, test) / 'predictions.jsonl')
+      ]
+      return dev.hits(asked, evidence, corpus, 5).any(1).astype(float)
+
+    return {name: hits(name) for name in names}
 
   def _output(self, name: str, test: str) -> pathlib.Path:
     return self.workdir / 'eval' / name / test.replace(' ', '_')
