@@ -24,8 +24,8 @@ TO BE RUN TO ITS END: of `checkpoint` all training but fine-tuning has been, of
 pre-training 70, each of three indexes 27. So far, NQ test, recall@1, @5, @20:
 after ICT 57.1, 74.8, 82.2; BM25 over the same blocks 41.7, 62.7, 75.4 (whole
 passages: 42.7, 63.2, 75.6). An earlier pre-training (240 steps at 0.3, no bias:
-below) ended at 52.9, 74.2, 82.0; the one that is configured has not been
-evaluated yet.
+below) ended at 52.9, 74.2, 82.0; the one that is configured has been evaluated
+on a part alone (below).
 
 What kept pre-training from raising recall (wiki_small.py), and what is done
 about it here, found on parts of this corpus:
@@ -45,17 +45,20 @@ about it here, found on parts of this corpus:
   blocks by 9.1 and 6.9; with the bias blocks by 6.8 and 4.8. Recall@1 and @5,
   less after ICT, among the 30,506 blocks that some question finds, percent:
 
-    0.3, 240 steps            without the bias    with    half way (*)
-    500 of SQuAD train              +0.2 +0.4   +2.0 +3.2   +2.0 +1.8
-    500 of EntityQuestions          -2.0 +5.0   +1.8 +4.4   +1.4 +4.0
-    700 of NQ dev                   -1.3 +0.7   -1.0 +1.0   -0.3 +1.1
-    900 of NQ test                  -3.9 -0.6   -1.9 +0.2   -0.7 -0.1
+                       0.3, 240 steps                       0.15, 480 steps
+                       no bias     bias        half way (*)  bias
+    500 SQuAD train    +0.2 +0.4   +2.0 +3.2   +2.0 +1.8     +1.0 +2.8
+    500 EntityQ.       -2.0 +5.0   +1.8 +4.4   +1.4 +4.0     -0.8 +3.8
+    700 NQ dev         -1.3 +0.7   -1.0 +1.0   -0.3 +1.1     -0.6 +0.4
+    900 NQ test        -3.9 -0.6   -1.9 +0.2   -0.7 -0.1     -2.7 -0.7
 
-  (*) between the embeddings after ICT and these. The checkpoint was trained on
-  NQ's training questions: whatever else it learns costs some of that.
+  95% intervals are 1 to 3 points either way. (*) Between the embeddings after
+  ICT and these. The checkpoint was trained on NQ's training questions: whatever
+  else it learns costs some of that.
 - The retriever's rate: at the reader's own its embeddings walk at random, seeds
-  differ by 13 points (refresh_ablation.py). Half way is better at rank 1: here
-  it is 0.15 of it, for twice the steps.
+  differ by 13 points (refresh_ablation.py). At 0.15 for twice the steps they
+  end as far away and no better: rank 1 is not lost to noise, and what is still
+  to be tried is half the way, 240 steps at 0.15.
 - Most sentences teach nothing. Of 768, 24% find a passage that holds the masked
   words among the three that the retriever after ICT finds (31% among seven),
   20% find some that do and some that do not. 18% of the spans stand in one
