@@ -165,13 +165,17 @@ _STEPS = {
 }
 
 
+def _three_steps(name, shape):
+  step, trained, make = _STEPS[name]
+  step = functools.partial(step, config=CONFIG)
+  params = _params(CONFIG, trained if name == 'finetune' else ('encoder',))
+  return _run(step, params, trained, make(), shape)
+
+
 @functools.cache
 def _on_one_device(name):
   """What three steps report on a mesh of one device."""
-  step, trained, make = _STEPS[name]
-  params = _params(CONFIG, trained if name == 'finetune' else ('encoder',))
-  step = functools.partial(step, config=CONFIG)
-  return _run(step, params, trained, make(), (1, 1))[1]
+  return _three_steps(name, (1, 1))[1]
 
 
 @pytest.mark.parametrize('name', _STEPS)
@@ -183,11 +187,8 @@ def test_sharded_equals_single(name, shape, shards, monkeypatch):
   # Small parameters are split too, so that the test sees FSDP.
   monkeypatch.setattr(mesh_lib, '_MIN_SPLIT_SIZE', 64)
   monkeypatch.setattr(mesh_lib, '_MOST_SHARDS', shards)
-  step, trained, make = _STEPS[name]
-  step = functools.partial(step, config=CONFIG)
-  params = _params(CONFIG, trained if name == 'finetune' else ('encoder',))
   one = _on_one_device(name)
-  state, many = _run(step, params, trained, make(), shape)
+  state, many = _three_steps(name, shape)
   layers = state.params['document_embedder']['bert']['layers']
   kernel = layers['mlp_in']['kernel']
   split = min(shape[0], shards) * shape[1]
@@ -378,16 +379,21 @@ def _pretrain_loss(config):
 
 
 def test_utility_of_documents_that_hold_what_is_masked(monkeypatch):
-  third_BK = jnp.arange(4)[None] == jnp.full((8, 1), 2)
-  monkeypatch.setattr(pretrain, 'holds', lambda *_: third_BK)
-  _, metrics = _pretrain_loss(config_lib.replace(CONFIG, masking='salient'))
-  log_prob_BK = metrics['retrieved']['log_prob_BK']
-  assert metrics['target_retrieved'] == 1
+  def metrics(*held):
+    hold_BK = jnp.broadcast_to(jnp.isin(jnp.arange(4), jnp.array(held)), (8, 4))
+    monkeypatch.setattr(pretrain, 'holds', lambda *_: hold_BK)
+    return _pretrain_loss(config_lib.replace(CONFIG, masking='salient'))[1]
+
+  none, third, all_of_them = metrics(), metrics(2), metrics(0, 1, 2, 3)
+  assert (none['target_retrieved'], none['target_utility']) == (0, 0)
+  assert third['target_retrieved'] == all_of_them['target_retrieved'] == 1
+  log_prob_BK = third['retrieved']['log_prob_BK']
   np.testing.assert_allclose(
-    metrics['target_utility'],
+    third['target_utility'],
     (log_prob_BK[:, 2] - log_prob_BK[:, 0]).mean(),
     rtol=1e-5,
   )
+  assert all_of_them['target_utility'] == all_of_them['retrieval_utility'] != 0
 
 
 def test_null_bias_raises_the_null_document_alone():
