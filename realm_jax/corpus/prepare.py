@@ -85,18 +85,7 @@ def prepare(
       content = epath.Path(vocab).read_bytes()
       (directory / 'vocab.txt').write_bytes(content)
     tokenizer = WordPiece.from_file(directory / 'vocab.txt')
-    into = writer.StoreWriter(
-      output,
-      {
-        'format_version': store.FORMAT_VERSION,
-        'block_length': block_length,
-        'vocab_size': tokenizer.vocab_size,
-        'tokenizer_digest': tokenizer.digest,
-        'tagger': RuleTagger().name,
-        'source_digest': '',
-        'generations': [],
-      },
-    )
+    into = writer.StoreWriter.new(output, tokenizer, block_length)
     with contextlib.closing(SeenIds()) as seen:
       documents = seen.check(source.watch(read_documents(inputs, format)))
       append_documents(into, documents, tokenizer, block_length, workers)

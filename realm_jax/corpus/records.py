@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from realm_jax.corpus import blocks, store, writer
+from realm_jax.corpus import blocks, writer
 from realm_jax.corpus.sources import Document
 from realm_jax.text.tagger import RuleTagger
 from realm_jax.text.wordpiece import WordPiece
@@ -73,18 +73,7 @@ def store_records(
     ValueError: a record is no UTF-8 text or has no wordpiece.
   """
   tokenizer = WordPiece(vocab, f'{output}/vocab.txt')
-  into = writer.StoreWriter(
-    output,
-    {
-      'format_version': store.FORMAT_VERSION,
-      'block_length': block_length,
-      'vocab_size': tokenizer.vocab_size,
-      'tokenizer_digest': tokenizer.digest,
-      'tagger': RuleTagger().name,
-      'source_digest': '',
-      'generations': [],
-    },
-  )
+  into = writer.StoreWriter.new(output, tokenizer, block_length)
   with open(f'{output}/vocab.txt', 'wb') as file:
     file.write(vocab)
   cut = 0

@@ -6,14 +6,15 @@ import hashlib
 import itertools
 import json
 from collections.abc import Sequence, Sized
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from etils import epath
 
-from realm_jax.corpus import arrays
+from realm_jax.corpus import arrays, store
 from realm_jax.corpus.blocks import Block
 from realm_jax.corpus.sources import Document
+from realm_jax.text.tagger import RuleTagger
 from realm_jax.text.wordpiece import WordPiece
 from realm_jax.workdir import files
 
@@ -161,6 +162,22 @@ class StoreWriter:
     self._digests = {name: hashlib.sha256() for name in layouts}
     self._counts = collections.Counter(
       {name: self._newest.get(name, 0) for name in COUNTS}
+    )
+
+  @classmethod
+  def new(cls, path: str, tokenizer: WordPiece, block_length: int) -> Self:
+    """Begins a store in a directory that has none."""
+    return cls(
+      path,
+      {
+        'format_version': store.FORMAT_VERSION,
+        'block_length': block_length,
+        'vocab_size': tokenizer.vocab_size,
+        'tokenizer_digest': tokenizer.digest,
+        'tagger': RuleTagger().name,
+        'source_digest': '',
+        'generations': [],
+      },
     )
 
   @property
