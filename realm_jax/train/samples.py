@@ -44,10 +44,10 @@ class SampleLog:
 
     Args:
       step: the step, counted from 1.
-      batch: that was trained on, of this process.
-      sample: of `take`, on the host.
+      batch: that was trained on, of this process: the first of the whole.
+      sample: of `take`, on the host; of the whole batch.
     """
-    for place in range(len(sample['row_BK'])):
+    for place in range(min(len(sample['row_BK']), len(batch['query_BL']))):
       real_M = batch['weight_BM'][place] > 0
       self._lines.append(
         {

@@ -1,11 +1,12 @@
 """Sampled retrievals: what the step saw, in words."""
 
+import numpy as np
 import pytest
 import small_runs
 
 from realm_jax.corpus.store import Corpus
 from realm_jax.train.run import train
-from realm_jax.train.samples import SAMPLES
+from realm_jax.train.samples import SAMPLES, SampleLog
 from realm_jax.workdir import files
 
 
@@ -37,3 +38,20 @@ def test_samples_say_what_was_masked_and_found(tmp_path):
     assert any(
       whole.replace(' ', '') in text.replace(' ', '') for text in texts
     )
+
+
+def test_a_process_with_few_examples_writes_those(tmp_path):
+  corpus = Corpus.open(small_runs.make_corpus(tmp_path))
+  batch = {
+    'query_BL': np.ones((2, 8), np.int32),
+    'target_BM': np.ones((2, 3), np.int32),
+    'weight_BM': np.ones((2, 3), np.float32),
+  }
+  sample = {
+    'row_BK': np.zeros((SAMPLES, 1), np.int32),
+    'log_prior_BK': np.zeros((SAMPLES, 2), np.float32),
+    'log_prob_BK': np.zeros((SAMPLES, 2), np.float32),
+  }
+  SampleLog(tmp_path, corpus, None).write(7, batch, sample)
+  lines = files.read_lines(tmp_path / 'samples.jsonl')
+  assert [line['step'] for line in lines] == [7, 7]
