@@ -27,7 +27,6 @@ Batch = dict[str, np.ndarray]
 # Results are kept until nobody can want them: processes are never further
 # apart than a step, in which all take part.
 _KEPT_CALLS = 4
-_SAVED = {'found_score_BK': np.float32, 'found_row_BK': np.int32}
 
 
 class HostSearch:
@@ -49,6 +48,7 @@ class HostSearch:
     k: int,
     sep_id: int,
   ):
+    self._config = config
     self._batches = batches
     self._mesh = mesh
     self._k = k
@@ -93,30 +93,32 @@ class HostSearch:
     if self._next is None:
       return None
     found = self._next[1].result()
-    return mesh_lib.put_batch(
-      {name: found[name] for name in _SAVED}, self._mesh
-    )
+    since = np.full(len(found['found_row_BK']), self._next[2], np.int32)
+    return mesh_lib.put_batch({**found, 'since_B': since}, self._mesh)
 
   def abstract(self, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
-    """Shapes of `pending` for a global batch."""
+    """Shapes of `pending` for a global batch, or of more."""
     sharding = jax.sharding.NamedSharding(self._mesh, mesh_lib.BATCH)
+    size = self._config.model.retrieval_size
     return {
-      name: jax.ShapeDtypeStruct(
-        (batch_size, self._k), dtype, sharding=sharding
+      name: jax.ShapeDtypeStruct((batch_size, *more), dtype, sharding=sharding)
+      for name, more, dtype in (
+        ('found_score_BK', (self._k,), np.float32),
+        ('found_row_BK', (self._k,), np.int32),
+        ('found_row_BKE', (self._k, size), np.float32),
+        ('since_B', (), np.int32),
       )
-      for name, dtype in _SAVED.items()
     }
 
-  def go_on(
-    self, found: dict[str, jax.Array], index: HostIndex, since: int
-  ) -> None:
-    """Takes up what was pending when a step was saved; see `take`."""
+  def go_on(self, found: dict[str, jax.Array]) -> None:
+    """Takes up what was pending when a step was saved."""
     whole = mesh_lib.to_host(found)
     size = len(whole['found_row_BK']) // self._parts
     own = slice(self._part * size, (self._part + 1) * size)
     batch = {name: np.asarray(value[own]) for name, value in whole.items()}
     done: concurrent.futures.Future = concurrent.futures.Future()
-    done.set_result(_with_rows(batch, index))
+    since = int(batch.pop('since_B')[0])
+    done.set_result(batch)
     self._next = next(self._batches), done, since
 
   def close(self) -> None:

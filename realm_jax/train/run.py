@@ -125,7 +125,7 @@ def _set_up(
   host_search = None
   if feed is not None and config.index.kind == 'scann_host':
     host_search = _host_search(
-      stage, config, corpus, mesh, batches, feed, saved, went_on_from
+      stage, config, corpus, mesh, batches, saved, went_on_from
     )
     stack.callback(host_search.close)
   metrics, samples = _logs(stage, workdir, corpus, went_on_from)
@@ -175,7 +175,6 @@ def _host_search(
   corpus: Corpus,
   mesh: jax.sharding.Mesh,
   batches: Iterator[dict[str, np.ndarray]],
-  feed: IndexFeed,
   saved: checkpoints_lib.Checkpoints,
   went_on_from: int | None,
 ) -> HostSearch:
@@ -188,7 +187,7 @@ def _host_search(
       went_on_from, 'found', host_search.abstract(config.batch_size)
     )
     if found:
-      host_search.go_on(found, feed.searchable, feed.since)
+      host_search.go_on(found)
   return host_search
 
 
