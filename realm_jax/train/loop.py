@@ -1,15 +1,18 @@
 """The one training loop. Steps are pure; everything else happens here.
 
 The order of operations between two steps, and nothing outside it:
-  1. swap in a new index version, if one is ready (in-process: make it; the
-     policy `bounded`: wait for it);
-  2. save, if the step says so or SIGTERM came;
-  3. take the next batch, which a thread has made ahead (of kind scann_host
+  1. swap in a new index version, if one is ready (in-process: make it), but
+     after SIGTERM;
+  2. score the dev questions, if the step says so;
+  3. by the policy `bounded`: wait for a version;
+  4. save, if the step says so or SIGTERM came;
+  5. take the next batch, which a thread has made ahead (of kind scann_host
      also its candidates, and start the search for the one after it);
-  4. dispatch the step (one that is profiled runs alone, profile.py);
-  5. log the metrics of the step before, while this one runs.
+  6. dispatch the step (one that is profiled runs alone, profile.py);
+  7. log the metrics of the step before, while this one runs.
 """
 
+import contextlib
 import dataclasses
 import functools
 import math
@@ -98,25 +101,34 @@ def train_loop(run: Run) -> int:
   progress = _Progress(run, first)
   log = _Log(run, first, progress)
   patience = Patience(config.refresh)
-  with terminated, progress, jax.set_mesh(run.mesh):
+  with terminated, progress, jax.set_mesh(run.mesh), log.cause_first():
     for step in range(first, config.num_steps + 1):
       last = step == config.num_steps
       processes.beat(f'step {step}')
       stop = terminated.now()
-      swapped = feed is not None and feed.swap(step, state.params, last)
-      if feed is not None and not (stop or last):
-        stop = patience.wait(
-          feed,
-          step,
-          save=functools.partial(_save_now, run, log, step, state),
-          swap=functools.partial(feed.swap, step, state.params, last),
-          stopped=terminated.now,
-        )
-      scores: dict[str, float] = {}  # of this very step
+      ends = last or (stop and step > first)
+      # A run that goes on from here takes or makes the version: who sent
+      # SIGTERM may not wait so long.
+      swapped = (
+        feed is not None
+        and (last or not ends)
+        and feed.swap(step, state.params, last)
+      )
+      score = None  # of this very step
       due = run.evaluate and step > first and _due(step, run.eval_every, last)
       if due and run.evaluate:
         scores = run.evaluate(state, feed.searchable if feed else None)
         log.evaluated(step, scores)
+        score = scores[run.best] if run.best else None
+      if feed is not None and not (stop or last):
+        stop = patience.wait(
+          feed,
+          step,
+          save=functools.partial(_save_now, run, log, step, state, score),
+          swap=functools.partial(feed.swap, step, state.params, last),
+          stopped=terminated.now,
+        )
+        ends = stop and step > first
       if step > first and (
         last
         or stop
@@ -125,8 +137,8 @@ def train_loop(run: Run) -> int:
         or (due and run.best)
       ):
         log.check()
-        save(run, step, state, scores.get(run.best) if run.best else None)
-      if last or (stop and step > first):
+        save(run, step, state, score)
+      if ends:
         break
       stale, since = {}, feed.since if feed else 0
       if run.host_search and feed:
@@ -149,19 +161,21 @@ def train_loop(run: Run) -> int:
       log.previous(step + 1, metrics | stale, batch, since)
       progress.advance()
     log.flush()
-  run.profile.end()
-  run.checkpoints.close()
-  if stop and not last:
-    processes.say(f'stopped by SIGTERM; saved step {step}')
-    return processes.SIGTERM_STATUS
-  if processes.is_first():
-    files.write_json(run.workdir.path / 'finished.json', {'step': step})
-  return 0
+    run.profile.end()
+    run.checkpoints.close()
+    if last and processes.is_first():
+      files.write_json(run.workdir.path / 'finished.json', {'step': step})
+  if last:
+    return 0
+  processes.say(f'stopped by SIGTERM; saved step {step}')
+  return processes.SIGTERM_STATUS
 
 
-def _save_now(run: Run, log: '_Log', step: int, state: TrainState) -> None:
+def _save_now(
+  run: Run, log: '_Log', step: int, state: TrainState, score: float | None
+) -> None:
   log.check()
-  save(run, step, state)
+  save(run, step, state, score)
   run.checkpoints.wait()
 
 
@@ -297,6 +311,19 @@ class _Log:
       if not math.isfinite(loss):
         ids = ', '.join(self._run.ids(step - 1))
         raise FloatingPointError(f'step {step}: the loss is {loss} on {ids}')
+
+  @contextlib.contextmanager
+  def cause_first(self) -> Iterator[None]:
+    """Where parameters that are not finite break what uses them, raises
+    what `check` does.
+
+    An index made of them or a search for them is refused as bad input is.
+    """
+    try:
+      yield
+    except ValueError:
+      self.check()
+      raise
 
   def evaluated(self, step: int, scores: dict[str, float]) -> None:
     self.flush()

@@ -8,7 +8,7 @@ from etils import epath
 
 from realm_jax import config as config_lib
 from realm_jax.parallel import processes
-from realm_jax.workdir import files
+from realm_jax.workdir import checkpoints, files
 
 # What a checkpoint is made of or trained on: to change it is another run.
 _FIXED = (
@@ -72,6 +72,12 @@ class Workdir:
             f'a workdir of its own'
           )
         _check_same(path, old.config.to_dict(), config.to_dict())
+        done = max(checkpoints.steps(path), default=0)
+        if done > config.num_steps:
+          raise ValueError(
+            f'{path}: config.num_steps is {config.num_steps}, but the run '
+            f'there is at step {done}'
+          )
       values = {
         'format_version': config_lib.FORMAT_VERSION,
         'stage': stage,

@@ -12,6 +12,7 @@ from realm_jax.corpus.store import Corpus
 from realm_jax.data.ict import IctSource
 from realm_jax.index import build
 from realm_jax.index.refresh import refresh
+from realm_jax.train import refresh_policy
 from realm_jax.train.run import train
 from realm_jax.workdir import checkpoints, files, versions
 from realm_jax.workdir.digest import tree_digest
@@ -54,6 +55,8 @@ def test_stopped_and_resumed_equals_uninterrupted(
   assert not (halves / 'finished.json').exists()
   stopped = checkpoints.steps(halves)[-1]
   assert 3 <= stopped < config.num_steps
+  # Who sent SIGTERM does not wait for an index.
+  assert all(swap['step'] < stopped for swap in read_swaps(halves))
   assert train(stage, config, str(halves)) == 0
   assert files.read_json(halves / 'finished.json') == {'step': 6}
   assert losses(halves / 'metrics.jsonl') == losses(whole / 'metrics.jsonl')
@@ -68,7 +71,7 @@ def test_stopped_and_resumed_equals_uninterrupted(
     assert both[0] == [(0, 1, 0), (2, 2, 2), (4, 3, 4), (6, 4, 6)]
     assert sorted(set(both[1]) - set(both[0])) in (
       [],
-      [(stopped, *both[0][stopped // 2][1:])],
+      [(stopped, *both[0][(stopped - 1) // 2][1:])],
     )
     records = [
       checkpoints.read_record(w, 6)['embedder_digest'] for w in (whole, halves)
@@ -191,6 +194,55 @@ def test_sigterm_while_the_first_index_is_built(tmp_path, corpus, monkeypatch):
   assert versions.list_versions(path / 'index') == [1]
 
 
+def test_sigterm_while_the_last_step_is_saved(tmp_path, corpus, monkeypatch):
+  """All is done: it neither stops the process nor loses what is written."""
+  close, unheard = checkpoints.Checkpoints.close, []
+
+  def close_late(self):
+    os.kill(os.getpid(), signal.SIGTERM)
+    close(self)
+
+  monkeypatch.setattr(checkpoints.Checkpoints, 'close', close_late)
+  before = signal.signal(signal.SIGTERM, lambda *_: unheard.append(1))
+  try:
+    config = small_runs.make_config(corpus)
+    assert train('ict', config, str(tmp_path / 'w')) == 0
+  finally:
+    signal.signal(signal.SIGTERM, before)
+  assert not unheard
+  assert (tmp_path / 'w' / 'finished.json').exists()
+  assert checkpoints.steps(tmp_path / 'w') == [6]
+
+
+def test_fewer_steps_than_are_done_are_refused(tmp_path, corpus):
+  path = tmp_path / 'w'
+  assert train('ict', small_runs.make_config(corpus), str(path)) == 0
+  before = (path / 'config.json').read_text()
+  with pytest.raises(ValueError, match=r'num_steps is 5, but .* at step 6'):
+    train('ict', small_runs.make_config(corpus, num_steps=5), str(path))
+  assert (path / 'config.json').read_text() == before
+  assert (path / 'finished.json').exists()
+
+
+def test_a_step_that_is_saved_while_it_waits_keeps_its_score(
+  tmp_path, corpus, monkeypatch
+):
+  def wait(self, feed, step, save, swap, stopped):
+    if step == 2:
+      save()
+    return False
+
+  monkeypatch.setattr(refresh_policy.Patience, 'wait', wait)
+  asked = small_runs.write_lines(
+    tmp_path / 'q.jsonl', map(small_runs.question, range(8))
+  )
+  config = small_runs.make_config(
+    corpus, questions=asked, dev_questions=asked, num_steps=3, eval_every=2
+  )
+  assert train('finetune', config, str(tmp_path / 'w')) == 0
+  assert checkpoints.read_meta(tmp_path / 'w', 2)['score'] is not None
+
+
 def test_another_stage_is_refused(tmp_path, corpus):
   config = small_runs.make_config(corpus)
   Workdir.create(tmp_path / 'w', 'pretrain', config)
@@ -231,3 +283,18 @@ def test_a_loss_that_is_no_number_stops_before_it_is_saved(
   assert not (tmp_path / 'w' / 'finished.json').exists()
   lines = files.read_lines(tmp_path / 'w' / 'metrics.jsonl')
   assert all(np.isfinite(line['loss']) for line in lines)
+
+
+def test_a_loss_that_is_no_number_is_told_of_before_what_it_breaks(
+  tmp_path, corpus
+):
+  # Nobody looks at a loss before the index of step 3 is made of its parameters.
+  config = small_runs.make_config(
+    corpus,
+    log_every=100,
+    sample_every=0,
+    optimizer={'learning_rate': 1e38},
+    refresh={'where': 'in_process', 'every': 3},
+  )
+  with pytest.raises(FloatingPointError, match=r'^step 2: the loss is \w+ on '):
+    train('pretrain', config, str(tmp_path / 'w'))
