@@ -26,6 +26,7 @@ are 0.59 to 0.64, and 61% of what is found then is fresh where 35% should be.
 
 import dataclasses
 import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -202,15 +203,23 @@ def keep_newer(old: Index, new: Index, step: jax.Array, level: bool) -> Index:
     The rows of the version, but those that a later step has written.
   """
   before = state(old)
-  merge = jax.jit(
-    functools.partial(_keep_newer, level=level),
-    donate_argnums=1,
-    # Left to itself XLA may choose another split: the step would be compiled
-    # again.
-    out_shardings=jax.tree.map(lambda array: array.sharding, before),
-  )
+  # Left to itself XLA may choose another split: the step would be compiled
+  # again.
+  shardings = tuple((name, array.sharding) for name, array in before.items())
+  merge = _merge(level, shardings)
   return dataclasses.replace(
     new, **merge(before, new.rows_NE, old.valid_N, step)
+  )
+
+
+@functools.cache  # the first swap alone waits for a compilation
+def _merge(
+  level: bool, shardings: tuple[tuple[str, jax.sharding.Sharding], ...]
+) -> Callable[..., dict[str, jax.Array]]:
+  return jax.jit(
+    functools.partial(_keep_newer, level=level),
+    donate_argnums=1,
+    out_shardings=dict(shardings),
   )
 
 
