@@ -71,6 +71,16 @@ def assert_refused(capsys, status, *words):
     ('ict', {'init_from': 'nowhere'}, ['init_from: ', '/nowhere is neither']),
     ('mlm', {'model': {'vocab_size': 20}}, ['vocab_size: 20']),
     ('mlm', {'model': {'max_positions': 20}}, ['max_positions: 20']),
+    (
+      'finetune',
+      {'reader_length': 24},
+      ['reader_length: 24', 'more than query_length, 24'],
+    ),
+    (
+      'finetune',
+      {'closed_book': True, 'max_answer_length': 60},
+      ['max_positions: 80', 'up to 85'],
+    ),
     ('pretrain', {'num_candidates': 32}, ['num_candidates: 32', '30 blocks']),
     (
       'pretrain',

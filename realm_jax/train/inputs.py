@@ -43,8 +43,8 @@ def open_inputs(
     ValueError: the config and the corpus or questions do not fit.
   """
   corpus = _open_corpus('corpus', config.corpus, path)
-  config = _fit_to_corpus(stage, config, corpus)
   text = _text_corpus(stage, config, corpus, path)
+  config = _fit_to_corpus(stage, config, corpus, text)
   source = _source(stage, config, corpus, text, batch_slice)
   return Inputs(config, corpus, text, source)
 
@@ -74,20 +74,23 @@ def _open_corpus(key: str, store: str, path: str) -> Corpus:
   return Corpus.open(store, files.read_json(pinned)[name])
 
 
-def _fit_to_corpus(stage: str, config: Config, corpus: Corpus) -> Config:
-  """Checks the config against the corpus; a beam is cut to its blocks."""
+def _fit_to_corpus(
+  stage: str, config: Config, corpus: Corpus, text: Corpus
+) -> Config:
+  """Checks the config against the corpora; a beam is cut to the blocks."""
   vocabulary = corpus.tokenizer.vocab_size
   if config.model.vocab_size < vocabulary:
     raise ValueError(
       f'config.model.vocab_size: {config.model.vocab_size}, but the '
       f'vocabulary of {corpus.path} has {vocabulary}'
     )
-  longest = {
-    'mlm': corpus.block_length,
-    'ict': max(corpus.block_length, config.query_length),
-    'pretrain': corpus.block_length + config.query_length - 2,
-    'finetune': max(corpus.block_length, config.reader_length),
-  }[stage]
+  reads = stage == 'finetune' and not config.closed_book
+  if reads and config.reader_length <= config.query_length:
+    raise ValueError(
+      f'config.reader_length: {config.reader_length}, must be more than '
+      f'query_length, {config.query_length}: the block comes after it'
+    )
+  longest = _longest(stage, config, corpus, text)
   if longest > config.model.max_positions:
     raise ValueError(
       f'config.model.max_positions: {config.model.max_positions}, but texts '
@@ -125,6 +128,20 @@ def _fit_to_corpus(stage: str, config: Config, corpus: Corpus) -> Config:
     beam = min(config.retriever_beam, corpus.num_blocks)
     return config_lib.replace(config, retriever_beam=beam)
   return config
+
+
+def _longest(stage: str, config: Config, corpus: Corpus, text: Corpus) -> int:
+  """Wordpieces of the longest text that a stage's model takes."""
+  question, block = config.query_length, corpus.block_length
+  if stage == 'mlm':
+    return text.block_length
+  if stage == 'ict':  # whose index is of Z
+    return max(question, text.block_length, block)
+  if stage == 'pretrain':
+    return question + block - 2
+  if config.closed_book:
+    return question + config.max_answer_length + 1
+  return max(block, config.reader_length)
 
 
 def _text_corpus(
