@@ -175,7 +175,9 @@ class Config:
   freeze_retriever_steps: int = 0  # the embedders learn from then on
   retriever_beam: int = 5000  # passages that the retriever learns from
   reader_beam: int = 5  # passages that are read, fine-tuning
-  max_gold_rows: int = 256  # blocks with an answer, a question
+  # Blocks with an answer, a question; rows behind the last of a full list are
+  # left out of the loss.
+  max_gold_rows: int = 256
   max_gold_spans: int = 4  # occurrences of the answers, a block
   # Fine-tuning too trains the document embedder (the paper freezes it): blocks
   # that are read are scored afresh, and the index is refreshed.
@@ -199,7 +201,6 @@ class Config:
       'log_every',
       'checkpoint_every',
       'keep_checkpoints',
-      'query_length',
       'reader_length',
       'max_masks',
       'num_candidates',
@@ -210,6 +211,8 @@ class Config:
       'max_answer_length',
     ):
       _at_least('', name, getattr(self, name), 1)
+    # [CLS], a wordpiece, [SEP].
+    _at_least('', 'query_length', self.query_length, 3)
     for name in (
       'seed',
       'sample_every',

@@ -28,7 +28,8 @@ class AnswerLabels:
   Attributes:
     counts: `questions`; `questions_without_answer` in the corpus;
       `questions_capped`, with more gold rows than max_rows; `rows_capped`,
-      left out by that (the later rows are); `rows_without_span`, gold rows of
+      left out by that (the later rows; the loss leaves out all rows behind
+      the last one listed); `rows_without_span`, gold rows of
       which every answer is too wide; `spans_too_wide` for the reader;
       `spans_capped`, beyond max_spans in a row.
   """

@@ -157,16 +157,21 @@ def finetune_step(
 
 def finetune_loss(
   reading: Reading, batch: Batch, questions: int
-) -> tuple[jax.Array, dict[str, jax.Array]]:
+) -> tuple[jax.Array, dict[str, Any]]:
   """[any c_k] L_retr + [any gold span] L_read, the mean over questions.
 
-  `batch` may be a part of the global batch, which has `questions` of them.
+  Where a question has more gold rows than its list takes, later rows may be
+  gold or not: they are left out. `batch` may be a part of the global batch,
+  which has `questions` of them.
   """
-  row_BK, valid_BRJW = reading.row_BK, reading.valid_BRJW
-  beam = valid_BRJW.shape[1]
-  place_BK, gold_BK = _find(batch['gold_row_BC'], row_BK)
+  row_BK, gold_row_BC = reading.row_BK, batch['gold_row_BC']
+  beam = reading.valid_BRJW.shape[1]
+  # A list that is not full ends in a row behind all others.
+  known_BK = (row_BK >= 0) & (row_BK <= gold_row_BC[:, -1:])
+  valid_BRJW = reading.valid_BRJW & known_BK[:, :beam, None, None]
+  place_BK, gold_BK = _find(gold_row_BC, row_BK)
   retr_B, has_row_B = losses.retriever_loss(
-    jnp.where(row_BK >= 0, reading.score_BK, 0.0), row_BK >= 0, gold_BK
+    jnp.where(known_BK, reading.score_BK, 0.0), known_BK, gold_BK
   )
   gold_BRJW = _gold_spans(
     batch,
@@ -184,8 +189,8 @@ def finetune_loss(
     gold_BRJW.reshape(len(row_BK), -1), best_B[:, None], 1
   )[:, 0]
   return (retr_B + read_B).sum() / questions, {
-    'retriever_loss': retr_B.sum() / jnp.maximum(has_row_B.sum(), 1),
-    'reader_loss': read_B.sum() / jnp.maximum(has_span_B.sum(), 1),
+    'retriever_loss': losses.Mean(retr_B.sum(), has_row_B.sum()),
+    'reader_loss': losses.Mean(read_B.sum(), has_span_B.sum()),
     'retrieved_rate': has_row_B.mean(),
     'readable_rate': has_span_B.mean(),
     'span_accuracy': right_B.mean(),

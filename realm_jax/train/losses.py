@@ -1,11 +1,26 @@
 """The objectives, as pure functions of scores."""
 
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 _NEG_INF = -jnp.inf
+
+
+class Mean(NamedTuple):
+  """A metric: what is counted, added up, and how many there are.
+
+  Parts of a batch have different numbers of them: totals and counts of the
+  parts add up to those of the batch, means do not.
+  """
+
+  total: jax.Array
+  count: jax.Array
+
+  def value(self) -> jax.Array:
+    """The mean; 0 of nothing."""
+    return self.total / jnp.maximum(self.count, 1)
 
 
 def masked_log_softmax(score_BK: jax.Array, valid_BK: jax.Array) -> jax.Array:
@@ -83,7 +98,7 @@ def marginal_loss(
   return loss, {'log_prob_BK': log_prob_BK, 'log_marginal_B': log_marginal_B}
 
 
-def retrieval_utility(log_prob_BK: jax.Array, valid_BK: jax.Array) -> jax.Array:
+def retrieval_utility(log_prob_BK: jax.Array, valid_BK: jax.Array) -> Mean:
   """Mean over retrieved z of log p(y|z,x) - log p(y|null,x) (paper 4.2).
 
   Args:
@@ -91,11 +106,11 @@ def retrieval_utility(log_prob_BK: jax.Array, valid_BK: jax.Array) -> jax.Array:
     valid_BK: which places hold a candidate that counts.
 
   Returns:
-    A scalar in nats; positive when retrieved passages help, 0 without any.
+    In nats; positive when retrieved passages help, 0 without any.
   """
   retrieved_BK = valid_BK[:, 1:].astype(jnp.float32)
   gain_BK = (log_prob_BK[:, 1:] - log_prob_BK[:, :1]) * retrieved_BK
-  return gain_BK.sum() / jnp.maximum(retrieved_BK.sum(), 1)
+  return Mean(gain_BK.sum(), retrieved_BK.sum())
 
 
 def ict_loss(

@@ -40,7 +40,7 @@ def mlm_step(
     log_prob_BM = losses.token_log_probs(logits_BMV, batch['target_BM'])
     weight_BM = batch['weight_BM']
     right_BM = logits_BMV.argmax(-1) == batch['target_BM']
-    accuracy = (right_BM * weight_BM).sum() / jnp.maximum(weight_BM.sum(), 1)
+    accuracy = losses.Mean((right_BM * weight_BM).sum(), weight_BM.sum())
     loss = -(log_prob_BM * weight_BM).sum() / total
     return loss, {'masked_accuracy': accuracy}
 

@@ -132,7 +132,9 @@ def pretrain_loss(
     log_prior_BK, valid_BK, right_BKM, batch['weight_BM'], aux, trivial_B
   )
   if config.masking != 'uniform':  # whose masks are no text
-    hold_BK = holds(document_BKL, batch['target_BM'], batch['weight_BM'])
+    hold_BK = holds(
+      document_BKL, batch['target_BM'], batch['weight_BM'], sep_id
+    )
     metrics['target_retrieved'] = hold_BK.any(1).mean()
     # Near the utility of all: the reader does not see what passages hold.
     metrics['target_utility'] = losses.retrieval_utility(
@@ -219,14 +221,19 @@ def read_masked(
 
 
 def holds(
-  document_BKL: jax.Array, target_BM: jax.Array, weight_BM: jax.Array
+  document_BKL: jax.Array,
+  target_BM: jax.Array,
+  weight_BM: jax.Array,
+  sep_id: int,
 ) -> jax.Array:
-  """Whether documents hold what is masked, its wordpieces side by side.
+  """Whether the body of documents, which is what is read of them, holds what
+  is masked, its wordpieces side by side.
 
   Args:
-    document_BKL: token ids.
+    document_BKL: token ids, [CLS] title [SEP] body [SEP].
     target_BM: the masked wordpieces, in order; behind them padding.
     weight_BM: 1 where a token is masked, else 0.
+    sep_id: id of [SEP].
 
   Returns:
     bool [B, K]; False where nothing is masked.
@@ -234,7 +241,7 @@ def holds(
   masked_BM = weight_BM > 0
   length, most = document_BKL.shape[2], target_BM.shape[1]
   ahead_BKL = jnp.pad(document_BKL, ((0, 0), (0, 0), (0, most)))
-  found_BKL = jnp.ones(document_BKL.shape, bool)
+  found_BKL = (document_BKL == sep_id).cumsum(-1) > 0
   for m in range(most):
     found_BKL &= (
       ahead_BKL[:, :, m : m + length] == target_BM[:, None, m, None]
@@ -276,7 +283,7 @@ def _metrics(
   weight_BM: jax.Array,
   aux: dict[str, jax.Array],
   trivial_B: jax.Array,
-) -> dict[str, jax.Array]:
+) -> dict[str, Any]:
   prior_BK = jnp.exp(log_prior_BK)
   safe_BK = jnp.where(valid_BK, log_prior_BK, 0.0)
   entropy_B = -(prior_BK * safe_BK).sum(-1)
@@ -289,6 +296,7 @@ def _metrics(
     'null_probability': prior_BK[:, 0].mean(),
     'retrieval_entropy': entropy_B.mean(),
     'trivial_exclusion_rate': trivial_B.mean(),
-    'masked_accuracy': (right_BM * weight_BM).sum()
-    / jnp.maximum(weight_BM.sum(), 1),
+    'masked_accuracy': losses.Mean(
+      (right_BM * weight_BM).sum(), weight_BM.sum()
+    ),
   }

@@ -9,11 +9,13 @@ import optax
 
 from realm_jax.config import Config
 from realm_jax.parallel import mesh as mesh_lib
+from realm_jax.train.losses import Mean
 from realm_jax.train.optimizer import make_optimizer
 from realm_jax.train.state import TrainState, select
 
 Batch = dict[str, jax.Array]
-# (parameters, batch, key of dropout) -> loss, metrics
+# (parameters, batch, key of dropout) -> loss, metrics: means over the examples,
+# `Mean`s over something else, and arrays by example
 LossFn = Callable[[dict[str, Any], Batch, jax.Array], tuple[jax.Array, Any]]
 
 
@@ -43,7 +45,7 @@ def update(
     batch: arrays of one first axis.
     key: of dropout.
     config: `micro_batches` divides the batch: their activations are in memory
-      one after the other, their metrics are averaged.
+      one after the other.
 
   Returns:
     The next state, and the metrics with `loss` and `gradient_norm`.
@@ -83,7 +85,7 @@ def _gradient(
   value_and_grad = jax.value_and_grad(loss_fn, has_aux=True)
   if count == 1:
     (loss, metrics), grads = value_and_grad(params, batch, key)
-    return Gradient(loss, metrics, grads)
+    return Gradient(loss, _divided(metrics), grads)
 
   def add(total: Any, part: Any) -> tuple[Any, Any]:
     (loss, metrics), grads = value_and_grad(params, *part)
@@ -93,8 +95,21 @@ def _gradient(
   (loss, grads), metrics = jax.lax.scan(
     add, none, (split_parts(batch, count), jax.random.split(key, count))
   )
-  # Scalars are averaged; what is by example is that of the whole batch again.
-  metrics = jax.tree.map(
-    lambda m: m.mean() if m.ndim == 1 else m.reshape(-1, *m.shape[2:]), metrics
+
+  def join(part: Any) -> Any:
+    if _is_mean(part):
+      return jax.tree.map(jnp.sum, part)
+    return part.mean() if part.ndim == 1 else part.reshape(-1, *part.shape[2:])
+
+  metrics = jax.tree.map(join, metrics, is_leaf=_is_mean)
+  return Gradient(loss, _divided(metrics), grads)
+
+
+def _is_mean(metric: Any) -> bool:
+  return isinstance(metric, Mean)
+
+
+def _divided(metrics: Any) -> Any:
+  return jax.tree.map(
+    lambda m: m.value() if _is_mean(m) else m, metrics, is_leaf=_is_mean
   )
-  return Gradient(loss, metrics, grads)

@@ -78,7 +78,7 @@ def test_retrieval_utility_counts_retrieved_candidates_only():
   log_prob_BK = jnp.array([[-3.0, -1.0, -9.0], [-2.0, -2.5, -1.0]])
   valid_BK = jnp.array([[True, True, False], [True, True, True]])
   utility = losses.retrieval_utility(log_prob_BK, valid_BK)
-  np.testing.assert_allclose(utility, (2.0 - 0.5 + 1.0) / 3, rtol=1e-6)
+  np.testing.assert_allclose(utility.value(), (2.0 - 0.5 + 1.0) / 3, rtol=1e-6)
 
 
 def test_ict_loss_equals_reference():
