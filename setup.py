@@ -23,6 +23,7 @@ setuptools.setup(
   install_requires=[
     'etils[epath]',
     'flax>=0.12.8',
+    'fsspec',
     'grain>=0.2.18',
     'importlib_resources',  # tensorflow-datasets imports it undeclared
     'jax>=0.10.2',
@@ -47,6 +48,7 @@ setuptools.setup(
     'cuda': ['jax[cuda12]'],
     'torch': ['torch>=2.6'],  # to import pytorch_model.bin
     'test': [
+      'etils[epath-gcs]',
       # libtpu compiles for a pod ahead of time on a machine without one.
       'jax[tpu]; sys_platform == "linux" and platform_machine == "x86_64"',
       'jsonschema',

@@ -13,7 +13,12 @@ import socket
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import fsspec
 from etils import epath
+
+# gcsfs keeps a directory's names once it has listed them: what other processes
+# publish there later it would never see.
+fsspec.config.conf.setdefault('gcs', {})['use_listings_cache'] = False
 
 
 def is_local(path: epath.PathLike) -> bool:
