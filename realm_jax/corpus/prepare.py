@@ -36,7 +36,8 @@ def prepare(
   """Makes a corpus store.
 
   The same input gives the same store, whatever the number of workers; memory
-  does not depend on the number of documents.
+  does not depend on the number of documents, but with `train_vocab`, where all
+  distinct words are held.
 
   Args:
     inputs: see `sources.read_documents`.
@@ -83,7 +84,7 @@ def prepare(
       _write_vocab(directory, read_documents(inputs, format), train_vocab)
     else:
       content = epath.Path(vocab).read_bytes()
-      (directory / 'vocab.txt').write_bytes(content)
+      files.write_bytes(directory / 'vocab.txt', content)
     tokenizer = WordPiece.from_file(directory / 'vocab.txt')
     into = writer.StoreWriter.new(output, tokenizer, block_length)
     with contextlib.closing(SeenIds()) as seen:
@@ -239,4 +240,5 @@ def _write_vocab(
 ) -> None:
   texts = (f'{document.title}\n{document.text}' for document in documents)
   pieces = train_vocab(texts, size)
-  (directory / 'vocab.txt').write_text(''.join(f'{p}\n' for p in pieces))
+  text = ''.join(f'{piece}\n' for piece in pieces)
+  files.write_text(directory / 'vocab.txt', text)

@@ -12,6 +12,7 @@ from realm_jax.corpus import blocks, writer
 from realm_jax.corpus.sources import Document
 from realm_jax.text.tagger import RuleTagger
 from realm_jax.text.wordpiece import WordPiece
+from realm_jax.workdir import files
 
 _BATCH = 1024
 # All that an array of bytes is pickled with.
@@ -74,8 +75,7 @@ def store_records(
   """
   tokenizer = WordPiece(vocab, f'{output}/vocab.txt')
   into = writer.StoreWriter.new(output, tokenizer, block_length)
-  with open(f'{output}/vocab.txt', 'wb') as file:
-    file.write(vocab)
+  files.write_bytes(f'{output}/vocab.txt', vocab)
   cut = 0
   tagger = RuleTagger()
   for documents in _documents(records, path):

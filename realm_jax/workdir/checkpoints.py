@@ -58,7 +58,8 @@ class Checkpoints:
           policies
         ),
         best_fn=_score if keep_best else None,
-        # A step leaves in one move: nobody lists one that is half deleted.
+        # On a disk a step leaves in one move: nobody lists one that is half
+        # deleted.
         todelete_subdir=_DELETED,
       ),
     )

@@ -37,14 +37,19 @@ def write_json(path: epath.PathLike, value: Any) -> None:
 
 def write_text(path: epath.PathLike, text: str) -> None:
   """Replaces a file in one move, on disk before it has its name."""
+  write_bytes(path, text.encode())
+
+
+def write_bytes(path: epath.PathLike, data: bytes) -> None:
+  """Replaces a file in one move, on disk before it has its name."""
   path = epath.Path(path)
   if not is_local(path):
-    path.write_text(text)  # an object appears whole or not at all
+    path.write_bytes(data)  # an object appears whole or not at all
     return
   temporary = path.parent / f'.{path.name}.tmp'  # one writer: one name
   try:
-    with open(temporary, 'w', encoding='utf-8') as file:
-      file.write(text)
+    with open(temporary, 'wb') as file:
+      file.write(data)
       file.flush()
       os.fsync(file.fileno())
     os.replace(temporary, path)
@@ -55,7 +60,7 @@ def write_text(path: epath.PathLike, text: str) -> None:
 
 
 def remove_half_written(path: epath.PathLike) -> None:
-  """Deletes what `write_text` left in a directory when it was killed."""
+  """Deletes what `write_bytes` left in a directory when it was killed."""
   if is_local(path):
     for temporary in epath.Path(path).glob('.*.tmp'):
       temporary.unlink()

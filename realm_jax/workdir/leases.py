@@ -77,8 +77,9 @@ class Lease:
 
   def _beat(self) -> None:
     while not self._done.wait(_BEAT_SECONDS):
-      # A store that does not answer may by the next beat.
-      with contextlib.suppress(OSError), self._lock:
+      # A store that does not answer may by the next beat. What that raises is
+      # up to the store: gcsfs has errors of its own.
+      with contextlib.suppress(Exception), self._lock:
         if not self._held:
           continue
         path, file = self._held
@@ -114,7 +115,7 @@ def hold(
 def living(workdir: epath.PathLike) -> list[dict[str, Any]]:
   """The leases of processes that live, as they wrote them, and their names.
 
-  What dead processes left is deleted; by one process at a time.
+  What dead processes left is deleted.
   """
   directory = epath.Path(workdir) / 'leases'
   if not directory.exists():

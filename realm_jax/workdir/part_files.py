@@ -8,7 +8,7 @@ import zlib
 
 from etils import epath
 
-from realm_jax.workdir import versions
+from realm_jax.workdir import files, versions
 
 
 def write(path: epath.PathLike, name: str, data: bytes) -> int:
@@ -24,7 +24,7 @@ def write(path: epath.PathLike, name: str, data: bytes) -> int:
   """
   file = epath.Path(path) / name
   file.parent.mkdir(parents=True, exist_ok=True)
-  file.write_bytes(data)
+  files.write_bytes(file, data)
   return zlib.crc32(data)
 
 
