@@ -216,8 +216,7 @@ def _workdir(
 ) -> Iterator[Workdir]:
   """The stage's workdir, made and locked by the first process."""
   if processes.is_first():
-    workdir = Workdir.create(path, stage, config)
-    with workdir.lock('trainer'):
+    with Workdir.held(path, stage, config) as workdir:
       (workdir.path / 'finished.json').unlink(missing_ok=True)
       _pin(workdir, corpus, text)
       processes.barrier()

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+from collections.abc import Iterator
 from typing import Any
 
 from etils import epath
@@ -39,9 +40,19 @@ class Workdir:
   def create(
     cls, path: epath.PathLike, stage: str, config: config_lib.Config
   ) -> 'Workdir':
+    """Makes the workdir of a stage, as `held` does, without holding it."""
+    with cls.held(path, stage, config) as workdir:
+      return workdir
+
+  @classmethod
+  @contextlib.contextmanager
+  def held(
+    cls, path: epath.PathLike, stage: str, config: config_lib.Config
+  ) -> Iterator['Workdir']:
     """Makes the workdir of a stage, or takes up the one that is there.
 
-    Called by one process, before it takes the trainer's lock.
+    Called by one process, which has the trainer's lock as long as the context:
+    a second trainer must not change the config of the first.
 
     Args:
       path: the directory; made if absent.
@@ -50,7 +61,7 @@ class Workdir:
         model.*, corpus, text_corpus, pooling, seed, batch_size and
         train_document_embedder must be the same.
 
-    Returns:
+    Yields:
       The workdir, config.json written.
 
     Raises:
@@ -61,7 +72,6 @@ class Workdir:
     if path.exists() and not path.is_dir():
       raise ValueError(f'{path}: is a file, expected a directory')
     path.mkdir(parents=True, exist_ok=True)
-    # A second trainer must not change the config of the first.
     with files.lock(path, 'trainer'):
       files.remove_half_written(path)
       if (path / 'config.json').exists():
@@ -84,7 +94,7 @@ class Workdir:
         **config.to_dict(),
       }
       files.write_json(path / 'config.json', values)
-    return cls(path, stage, config)
+      yield cls(path, stage, config)
 
   @classmethod
   def open(cls, path: epath.PathLike) -> 'Workdir':

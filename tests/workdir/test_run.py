@@ -100,7 +100,7 @@ def test_another_stage_is_refused(tmp_path):
 def test_a_second_trainer_changes_nothing(tmp_path):
   first = run.Workdir.create(tmp_path, 'ict', CONFIG)
   changed = config_lib.replace(CONFIG, num_steps=20)
-  with first.lock('trainer'):
+  with run.Workdir.held(tmp_path, 'ict', CONFIG):
     with pytest.raises(ValueError, match='another trainer is running'):
       run.Workdir.create(tmp_path, 'ict', changed)
     with pytest.raises(ValueError, match='another trainer'):
