@@ -57,11 +57,15 @@ def read_manifest(path: str) -> dict[str, Any]:
       '`realm prepare`'
     )
   manifest = files.read_json(file)
+  if not isinstance(manifest, dict):
+    raise ValueError(f'{file}: damaged, expected a JSON object')
   version = manifest.get('format_version')
   if version != FORMAT_VERSION:
     raise ValueError(
       f'{file}: format_version {version}, this program reads {FORMAT_VERSION}'
     )
+  if not manifest.get('generations'):
+    raise ValueError(f'{file}: damaged, it has no generations')
   return manifest
 
 
@@ -150,7 +154,7 @@ class Corpus:
 
   @functools.cached_property
   def sentences(self) -> Sentences:
-    """All sentences and salient spans (some 150 bytes a row in memory)."""
+    """All sentences and salient spans (some 200 bytes a row in memory)."""
     block_N, sentence_S3 = self._read('block')[:, 1], self._read('sentence')
     span_P2 = self._read('span')
     return Sentences(
@@ -162,6 +166,14 @@ class Corpus:
       span_start=np.ascontiguousarray(span_P2[:, 0]),
       span_end=np.ascontiguousarray(span_P2[:, 1]),
     )
+
+  def sentence_bounds(self, row: int) -> np.ndarray:
+    """[S, 2] of a row: first and end (exclusive) of its sentences.
+
+    In wordpieces of its body, as `sentences` has them of all rows.
+    """
+    first, end = self._ends('block', row, row + 1)[:, 1]
+    return self._read('sentence', int(first), int(end))[:, :2]
 
   def descends_from(self, fingerprint: str) -> bool:
     """Whether this is the corpus `fingerprint`, or that after changes."""

@@ -11,6 +11,7 @@ import numpy as np
 
 from realm_jax.data.patterns import PatternIndex
 from realm_jax.data.questions import Question
+from realm_jax.parallel import processes
 from realm_jax.text.answers import AnswerIndex, find_answers
 
 NO_ROW = 2**31 - 1  # sorts behind every row
@@ -81,6 +82,7 @@ class AnswerLabels:
     """
     builder = _Builder(questions, max_rows, max_spans, max_span_width)
     for start in range(0, corpus.num_blocks, _CHUNK):
+      processes.beat(f'looking for answers, row {start}')
       stop = min(start + _CHUNK, corpus.num_blocks)
       row_n = start + np.flatnonzero(corpus.alive(start, stop))
       texts = corpus.texts(start, stop)

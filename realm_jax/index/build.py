@@ -69,7 +69,10 @@ def build_version(
     Interrupted: `stopped()` said so, in any process.
     Unpublished: a process could not write its rows.
     Refused: the recall that was measured is below index.min_recall.
+    ValueError: the corpus has no block that was not removed.
   """
+  if corpus.manifest['num_removed_blocks'] == corpus.num_blocks:
+    raise ValueError(f'{corpus.path}: all of its documents were removed')
   began = time.monotonic()
   version = 0
   if processes.is_first():

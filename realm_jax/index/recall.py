@@ -18,17 +18,20 @@ def probe_queries(corpus: Corpus, config: Config) -> np.ndarray:
 
   They are embedded as documents are: a builder has no query embedder.
   """
-  table = corpus.sentences
-  total = len(table.start)
-  chosen_S = np.unique(np.linspace(0, total - 1, _QUERIES).astype(int))
-  block_S = np.searchsorted(table.block_offsets, chosen_S, 'right') - 1
-  token_BL = corpus.tokens(block_S)
+  row_B = np.linspace(0, corpus.num_blocks - 1, _QUERIES).astype(int)
+  row_B = np.unique(row_B)
+  token_BL = corpus.tokens(row_B)
   tokenizer = corpus.tokenizer
-  body_B, _ = sentences.body_bounds(token_BL, tokenizer.sep_id)
+  body_B, end_B = sentences.body_bounds(token_BL, tokenizer.sep_id)
+  bounds_B2 = np.stack([np.zeros_like(body_B), end_B - body_B], 1)
+  for bounds_2, row in zip(bounds_B2, row_B, strict=True):
+    bounds_S2 = corpus.sentence_bounds(int(row))
+    if len(bounds_S2):  # else all that the block says
+      bounds_2[:] = bounds_S2[len(bounds_S2) // 2]
   return sentences.frame(
     token_BL,
-    body_B + table.start[chosen_S],
-    body_B + table.end[chosen_S],
+    body_B + bounds_B2[:, 0],
+    body_B + bounds_B2[:, 1],
     min(config.query_length, corpus.block_length),
     tokenizer.cls_id,
     tokenizer.sep_id,

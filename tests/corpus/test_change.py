@@ -277,3 +277,7 @@ def test_stores_that_do_not_fit_are_named(store, tmp_path):
   manifest.write_text(json.dumps(values))
   with pytest.raises(ValueError, match='format_version 9, this program reads'):
     Corpus.open(store)
+  for damaged in ([], values | {'format_version': 1, 'generations': []}):
+    manifest.write_text(json.dumps(damaged))
+    with pytest.raises(ValueError, match=r'manifest\.json: damaged'):
+      Corpus.open(store)

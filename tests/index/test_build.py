@@ -3,8 +3,11 @@
 import ml_dtypes
 import numpy as np
 import pytest
+import small_runs
 
 from realm_jax import config as config_lib
+from realm_jax.corpus import change
+from realm_jax.corpus.store import Corpus
 from realm_jax.index import build, embed, recall
 from realm_jax.workdir import rows, versions
 
@@ -14,7 +17,7 @@ def version(tmp_path, corpus, mesh, embedder):
   """version(config, **more): builds one in tmp_path/index."""
   (tmp_path / 'index').mkdir()
 
-  def make(config, **more):
+  def make(config, corpus=corpus, **more):
     return build.build_version(
       tmp_path / 'index', embedder(config), corpus, config, mesh,
       7, 'digest', **more,
@@ -70,6 +73,31 @@ def test_a_batch_is_no_longer_than_its_texts(corpus, config, mesh):
     )
     assert not batch.token_BL[len(row_b) :].any()
   assert sorted(seen) == list(range(corpus.num_blocks))
+
+
+def test_probes_are_sentences(corpus, config):
+  table = corpus.sentences
+  for row in range(corpus.num_blocks):
+    own = slice(*table.block_offsets[row : row + 2])
+    np.testing.assert_array_equal(
+      corpus.sentence_bounds(row),
+      np.stack([table.start[own], table.end[own]], 1),
+    )
+  for row, query_L in enumerate(recall.probe_queries(corpus, config)):
+    said = corpus.tokenizer.decode(query_L[query_L > 0].tolist())
+    assert said.startswith('the house of')  # the second of three
+    assert said.split()[-1] != '' and row < corpus.num_blocks
+
+
+def test_a_corpus_without_a_block_is_not_indexed(
+  tmp_path, version, config, monkeypatch
+):
+  store = small_runs.make_corpus(tmp_path, count=2)
+  change.remove(store, ['d0', 'd1'])
+  empty = Corpus.open(store)
+  with pytest.raises(ValueError, match='all of its documents were removed'):
+    version(config, corpus=empty)
+  assert list((tmp_path / 'index').iterdir()) == []
 
 
 def test_recall_is_that_of_the_rows_as_stored(corpus, config, embedder):
