@@ -1,4 +1,4 @@
-"""Fine-tuning for open-domain question answering (REALM.md section 2).
+"""Fine-tuning for open-domain question answering (paper section 4; ORQA 4).
 
 *Not run.* The argument is nq, wq or trec:
 
@@ -11,7 +11,8 @@ Input: `runs/pretrain_wiki` with its index, and the questions in ORQA's split
 in `runs/qa`: `{nq,wq,trec}_{train,dev,test}.jsonl`. For the second row below
 add `--config.init_from=runs/pretrain_ccnews`.
 Hardware: one accelerator with 24 GiB or more (the rows in bfloat16 and the
-token table of 13,353,718 blocks take 11 GiB).
+token table of 13,353,718 blocks take 11 GiB); of several, hide the others
+(`CUDA_VISIBLE_DEVICES=0`).
 Expected test exact match:
 
   X          | NQ   | WQ   | CT
@@ -55,6 +56,6 @@ def get_config(name: str = 'nq') -> ml_collections.ConfigDict:
         'learning_rate': 1e-5,
         'warmup_steps': min(10_000, steps // 10),
       },
-      'model': {'max_span_width': 10},
+      'model': {'activation': 'gelu', 'max_span_width': 10},
     }
   )

@@ -1,4 +1,4 @@
-"""ICT warm start on Wikipedia, from BERT-base (REALM.md section 2).
+"""ICT warm start on Wikipedia, from BERT-base (paper section 3.4; ORQA 5).
 
 *Not run.*
 
@@ -30,6 +30,10 @@ def get_config() -> ml_collections.ConfigDict:
       'sentence_removal': 0.9,
       'checkpoint_every': 5000,
       'optimizer': {'learning_rate': 1e-4, 'warmup_steps': 10_000},
-      'model': {'compute_dtype': 'bfloat16', 'remat': 'full'},
+      'model': {
+        'activation': 'gelu',  # BERT's
+        'compute_dtype': 'bfloat16',
+        'remat': 'full',
+      },
     }
   )

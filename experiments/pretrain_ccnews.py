@@ -1,4 +1,4 @@
-"""Pre-training with X = CC-News and Z = Wikipedia (REALM.md section 2).
+"""Pre-training with X = CC-News and Z = Wikipedia (paper section 4.3).
 
 *Not run.*
 

@@ -1,4 +1,4 @@
-"""Pre-training with X = Z = Wikipedia (REALM.md section 2).
+"""Pre-training with X = Z = Wikipedia (paper section 4.3).
 
 *Not run.*
 
@@ -8,8 +8,8 @@
 
 Input: `runs/ict_wiki` and its corpus (see ict_wiki.py).
 Hardware: 64 TPU v4 chips to train and 16 to refresh the index. The paper had
-one refresh for about 500 steps; the estimate here is 1,800 steps at that ratio
-of devices with blocks of 288 wordpieces (REALM.md section 3).
+one refresh for about 500 steps; at that ratio of devices, with blocks of 288
+wordpieces, `realm plan` estimates 2,100 (launch/plan.md).
 Expected: zero-shot recall@5 of 38.5 on NQ dev. After fine-tuning, test exact
 match of 39.2 on NQ, 40.2 on WQ and 46.8 on CT; 38.2 on NQ dev.
 The paper does not give the warm-up; 10,000 steps are this project's choice.
@@ -32,7 +32,11 @@ def get_config() -> ml_collections.ConfigDict:
       'marginal': 'sequence',
       'checkpoint_every': 500,
       'optimizer': {'learning_rate': 3e-5, 'warmup_steps': 10_000},
-      'model': {'compute_dtype': 'bfloat16', 'remat': 'full'},
+      'model': {
+        'activation': 'gelu',  # BERT's
+        'compute_dtype': 'bfloat16',
+        'remat': 'full',
+      },
       'refresh': {'where': 'separate', 'batch_size': 1024},
     }
   )

@@ -183,6 +183,9 @@ def main() -> None:
   prefix = 'finetune_' if stage == 'finetune' else ''
   for seed in flags.seeds:
     for name in flags.variants or known:
+      name = name.removeprefix(prefix)
+      if name not in known:
+        raise SystemExit(f'error: {name}: choose from {", ".join(known)}')
       changes = known[name]
       refresh = changes['refresh']
       if 'rows_per_step' in refresh:  # a multiple of any mesh.data up to 64

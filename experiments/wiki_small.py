@@ -159,7 +159,7 @@ _KEYS: dict[str, dict[str, Any]] = {
     'optimizer': {'learning_rate': 4e-4, 'warmup_steps': 12},
   },
   # 1,460 tokens an example, 5 s a step, 10 s while the refresher runs beside.
-  # The retriever learns from a reader that is weak yet (REALM.md 6: that can
+  # The retriever learns from a reader that is weak yet (that can
   # ruin it): it waits at first, and its rate is a tenth. The temperature is
   # twice that of ICT, or the null document (cosine near 0, against 0.5 of a
   # retrieved passage) and all but the best passage would get no weight and no

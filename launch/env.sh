@@ -19,7 +19,8 @@ cpu)
   export GLIBC_TUNABLES=glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=10000000000:glibc.malloc.trim_threshold=10000000000
   ;;
 gpu)
-  # Named, so that a missing driver is an error and not a run on the CPU.
+  # Named, so that a missing driver or wheel is an error (mesh.py) and not a run
+  # on the CPU.
   export JAX_PLATFORMS=cuda,cpu
   # Starts FSDP's gathers of parameters before the products that wait for them,
   # and lets gradients' sums run beside the backward pass (JAX documentation,

@@ -22,7 +22,7 @@ FORMAT_VERSION = 1
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
-  """Sizes of the transformers (defaults: BERT-base uncased, REALM.md 1)."""
+  """Sizes of the transformers (defaults: BERT-base uncased)."""
 
   vocab_size: int = 30522
   hidden_size: int = 768
@@ -85,7 +85,7 @@ class ModelConfig:
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
-  """AdamW with linear warm-up and linear decay to 0 (REALM.md 2)."""
+  """AdamW with linear warm-up and linear decay to 0, as BERT has it."""
 
   learning_rate: float = 3e-5
   retriever_learning_rate_scale: float = 1.0
@@ -303,7 +303,7 @@ def _build(cls: type, values: Any, prefix: str) -> Any:
   arguments = {}
   for name, value in values.items():
     if name not in hints:
-      raise unknown_key(f'config.{prefix}{name}', name, hints)
+      raise unknown_key(f'config.{prefix}{name}', str(name), hints)
     kind = hints[name]
     if dataclasses.is_dataclass(kind):
       arguments[name] = _build(typing.cast(type, kind), value, f'{name}.')

@@ -47,13 +47,13 @@ def load(
   try:
     spec.loader.exec_module(module)
     if not hasattr(module, 'get_config'):
-      raise ValueError(f'--config {file}: has no get_config(arg)')
+      raise ValueError('has no get_config(arg)')
     values = module.get_config(*([argument] if argument else []))
-  except ValueError:
-    raise  # what a get_config says of its argument
   except Exception as error:
+    # A ValueError is what a get_config says of its argument, maybe.
+    kind = '' if type(error) is ValueError else f'{type(error).__name__}: '
     raise ValueError(
-      f'--config {file}{_line(error, file)}: {type(error).__name__}: {error}'
+      f'--config {file}{_line(error, file)}: {kind}{error}'
     ) from error
   finally:
     sys.path.pop(0)
@@ -90,6 +90,10 @@ def _override(values: dict[str, Any], key: str, text: str) -> None:
     if not dataclasses.is_dataclass(cls):
       raise ValueError(f'--config.{key}: no such key')
     values = values.setdefault(section, {})
+    if not isinstance(values, dict):
+      raise ValueError(
+        f'--config.{key}: {section} is {values!r} in the file, not a section'
+      )
   kind = _field_type(cls, name, key)
   if dataclasses.is_dataclass(kind):
     raise ValueError(f'--config.{key}: is a section, set one of its keys')

@@ -303,7 +303,7 @@ VERBS: dict[str, tuple[str, Callable[[Parser], _Run | None]]] = {
   'evaluate': ('scores a checkpoint on questions', _evaluate),
   'search': ('passages for a query', _search),
   'ask': ('an answer with its evidence', _ask),
-  'plan': ('will it fit, how stale will the index be', _plan),
+  'plan': ('of pre-training: will it fit, how stale is the index', _plan),
   'embed': ('JSON lines to vectors', _embed),
   'import': ('weights of Hugging Face to a workdir', _import),
   'export': ('a checkpoint to the layout of Hugging Face', _export),

@@ -194,6 +194,12 @@ def test_bad_usage(arguments, words, capsys):
     ('def get_config():\n  return {"seed": "a"}\n', ['seed', 'integer']),
     ('x = 1\ny = z\n', ['bad.py line 2: NameError', "'z'"]),
     ('def get_config():\n  return {}["a"]\n', ['bad.py line 2: KeyError']),
+    (
+      'def get_config():\n  return {"seed": int("x")}\n',
+      ['bad.py line 2: invalid literal'],
+    ),
+    ('def get_config():\n  return {1: 2}\n', ['config.1: no such key']),
+    ('def get_config():\n  return {"model": 3}\n', ['model: expected a sec']),
     ('def get_config(name):\n  return {}\n', ['bad.py: TypeError', "'name'"]),
     ('def get_config():\n  pass\n', ['gave NoneType, expected an ml_coll']),
     (
@@ -207,6 +213,14 @@ def test_bad_experiment(tmp_path, text, words, capsys):
   path.write_text(text)
   assert cli.main(['config', '--config', str(path)]) == 2
   assert_error(capsys, *words)
+
+
+def test_an_override_in_what_is_no_section(tmp_path, capsys):
+  path = tmp_path / 'bad.py'
+  path.write_text('def get_config():\n  return {"model": 3}\n')
+  override = '--config.model.dropout=0'
+  assert cli.main(['config', '--config', str(path), override]) == 2
+  assert_error(capsys, 'model is 3 in the file, not a section')
 
 
 @pytest.mark.parametrize(

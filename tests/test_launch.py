@@ -122,6 +122,26 @@ def test_libtpu_knows_its_flags():
   assert done.returncode != 0 and 'xla_tpu_nonsense' in done.stderr
 
 
+@pytest.mark.skipif(
+  importlib.util.find_spec('jax_cuda12_plugin') is not None,
+  reason='JAX has CUDA here',
+)
+def test_a_platform_that_jax_has_no_plugin_for_is_not_passed_over(tmp_path):
+  program = (
+    'from realm_jax.config import MeshConfig\n'
+    'from realm_jax.parallel.mesh import make_mesh\n'
+    'make_mesh(MeshConfig())'
+  )
+  done = subprocess.run(
+    [sys.executable, '-c', program],
+    env={**os.environ, 'JAX_PLATFORMS': 'cuda,cpu'},
+    cwd=ROOT,
+    capture_output=True,
+    text=True,
+  )
+  assert 'ValueError: JAX_PLATFORMS=cuda,cpu: JAX found no cuda' in done.stderr
+
+
 @pytest.mark.parametrize('platform', ['', 'rocm'])
 def test_an_unknown_platform_is_refused(platform):
   done = with_environment(platform, 'print(1)')

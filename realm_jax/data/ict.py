@@ -1,6 +1,6 @@
 """Inverse cloze task: a sentence is the query, its block the document.
 
-Section 3.4 of the paper (warm start); removal as in ORQA (REALM.md 2).
+Section 3.4 of the paper (warm start); removal as in ORQA.
 """
 
 import numpy as np

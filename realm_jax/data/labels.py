@@ -1,7 +1,7 @@
 """Where the answers of questions stand in a corpus, made ahead of training.
 
 Normalised and regex matching run on the host alone; a training step looks its
-retrieved rows up in sorted lists (REALM.md 2, fine-tuning).
+retrieved rows up in sorted lists (ORQA section 4).
 """
 
 import bisect

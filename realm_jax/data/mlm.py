@@ -1,7 +1,7 @@
 """Masked language modelling over sentence and rest: the warm start.
 
 BERT's own form with two segments, so that the encoder learns to fill one text
-from the other before a retriever supplies it (REALM.md 6). Where the other
+from the other before a retriever supplies it. Where the other
 text holds the sentence too (`copy_rate`), it learns to copy: a thing that a
 reader of retrieved passages must do, and that it finds out late by itself.
 """

@@ -72,6 +72,10 @@ def refresh(path: str, follow: bool) -> int:
         f'{path}: config.refresh.where is {where}: the trainer refreshes its '
         'index itself; a refresher needs separate'
       )
+    if not workdir.config.corpus:
+      raise ValueError(
+        f'{path}: its config names no corpus; import it with --corpus'
+      )
     with workdir.lock('refresher'), _lease(workdir, stop):
       job = _Job(workdir, stop)
       return job.follow() if follow else job.once()

@@ -26,6 +26,10 @@ class Progress:
     self._seconds = 0.0
     self._since = time.monotonic()
     if not os.path.exists(self._file):
+      if os.path.isfile(directory):
+        raise ValueError(
+          f'--workdir {directory}: is a file, expected a directory'
+        )
       if os.path.isdir(directory) and os.listdir(directory):
         raise ValueError(
           f'--workdir {directory}: is not empty, and has no progress.json to '

@@ -1,9 +1,9 @@
 """Where each tensor of the Hugging Face layout lies in our parameter trees.
 
-REALM.md, section 5, lists the classes. A tensor is live (it has a place in a
-part), dead (their class has it and never uses it: it is kept aside, so that an
-export can give it back) or an alias (the same values under a second name, which
-a file may leave out).
+The classes are those of transformers 4.38: BERT's and REALM's. A tensor is live
+(it has a place in a part), dead (their class has it and never uses it: it is
+kept aside, so that an export can give it back) or an alias (the same values
+under a second name, which a file may leave out).
 """
 
 import re

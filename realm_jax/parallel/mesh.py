@@ -43,14 +43,27 @@ def make_mesh(
     A mesh with axes ('data', 'model').
 
   Raises:
-    ValueError: the sizes do not multiply to the number of devices.
+    ValueError: the sizes do not multiply to the number of devices, or there is
+      no device of the platform that was asked for.
   """
+  if devices is None:
+    _check_platform()
   devices = sorted(jax.devices() if devices is None else devices, key=_place_of)
   return jax.sharding.Mesh(
     np.array(devices).reshape(mesh_shape(config, len(devices))),
     ('data', 'model'),
     axis_types=(AxisType.Auto,) * 2,
   )
+
+
+def _check_platform() -> None:
+  # JAX passes over a platform that it has no plugin for.
+  asked = (jax.config.jax_platforms or '').split(',')[0]
+  if asked not in ('', 'cpu') and jax.default_backend() == 'cpu':
+    raise ValueError(
+      f'JAX_PLATFORMS={jax.config.jax_platforms}: JAX found no {asked} device '
+      f"here (install '.[cuda]' or '.[tpu]')"
+    )
 
 
 def mesh_shape(config: MeshConfig, count: int) -> tuple[int, int]:

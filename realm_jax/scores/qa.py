@@ -17,7 +17,7 @@ def exact_match(prediction: str, answers: Sequence[str], mode: Mode) -> bool:
   Args:
     prediction: the predicted text.
     answers: the right answers, or their regular expressions.
-    mode: `normalized`: equal after the official normalisation (REALM.md 2);
+    mode: `normalized`: equal after SQuAD's official normalisation;
       `raw`: equal; `regex`: an expression matches from the prediction's start
       (CuratedTREC), upper and lower case alike.
 

@@ -1,4 +1,4 @@
-"""Open-QA fine-tuning over a frozen index (REALM.md section 2; ORQA 4)."""
+"""Open-QA fine-tuning over a frozen index (ORQA section 4)."""
 
 from typing import Any, NamedTuple
 

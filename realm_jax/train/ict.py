@@ -1,4 +1,4 @@
-"""ICT, the retriever's warm start (REALM.md section 2; ORQA section 5)."""
+"""ICT, the retriever's warm start (paper section 3.4; ORQA section 5)."""
 
 from typing import Any
 

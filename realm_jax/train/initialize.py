@@ -6,12 +6,14 @@ import jax
 from etils import epath
 
 from realm_jax.config import Config
+from realm_jax.corpus.store import Corpus
 from realm_jax.index.refresh import restore_part
 from realm_jax.model import hf_files, huggingface, parts
 from realm_jax.parallel import mesh as mesh_lib
 from realm_jax.parallel import processes
+from realm_jax.text.wordpiece import WordPiece
 from realm_jax.train.optimizer import RETRIEVER
-from realm_jax.workdir import checkpoints
+from realm_jax.workdir import checkpoints, files
 from realm_jax.workdir.run import Workdir, split_init
 
 # Parts a stage's state has. What a stage has but does not train is carried
@@ -79,6 +81,29 @@ def initial_params(
   if 'reader' in wanted and 'reader' not in params:
     params['reader'] = _fresh('reader', config, keys[2], mesh, encoder)
   return params
+
+
+def check_vocabulary(config: Config, corpus: Corpus) -> None:
+  """Compares the vocabulary of `init_from`, if it says which, and the corpus's.
+
+  Raises:
+    ValueError: they differ; names both.
+  """
+  if not config.init_from:
+    return
+  path = epath.Path(split_init(config.init_from)[0])
+  there = ''
+  if (path / 'corpus.json').exists():
+    there = files.read_json(path / 'corpus.json').get('tokenizer_digest', '')
+  for vocabulary in (path / 'vocab.txt', path / 'huggingface' / 'vocab.txt'):
+    if not there and vocabulary.exists():
+      there = WordPiece.from_file(vocabulary).digest
+  if there and there != corpus.tokenizer_digest:
+    raise ValueError(
+      f'init_from {path}: has tokenizer {there[:12]}, but the corpus '
+      f'{corpus.path} {corpus.tokenizer_digest[:12]}; prepare it with that '
+      'vocab.txt'
+    )
 
 
 def _read(

@@ -108,7 +108,7 @@ def _fit_to_corpus(
     )
   if not has_index(stage, config):
     return config
-  if config.num_candidates - 1 > corpus.num_blocks:
+  if stage == 'pretrain' and config.num_candidates - 1 > corpus.num_blocks:
     raise ValueError(
       f'config.num_candidates: {config.num_candidates} (null included), but '
       f'{corpus.path} has {corpus.num_blocks} blocks'

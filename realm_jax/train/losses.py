@@ -119,7 +119,7 @@ def ict_loss(
   """Inverse cloze: each sentence against all blocks of the global batch.
 
   Under jit over a mesh B is global: negatives, and their gradients, cross
-  devices (REALM.md 2; ORQA section 5).
+  devices (ORQA section 5).
 
   Returns:
     Mean cross-entropy, and the in-batch `ict_accuracy`.

@@ -1,4 +1,4 @@
-"""AdamW as BERT and REALM use it (REALM.md section 2)."""
+"""AdamW as BERT and REALM use it."""
 
 from typing import Any
 

@@ -20,7 +20,7 @@ from realm_jax.train import dev, finetune, ict, mlm, pretrain
 from realm_jax.train.collapse import CollapseAlarm
 from realm_jax.train.host_search import HostSearch
 from realm_jax.train.index_feed import IndexFeed
-from realm_jax.train.initialize import initial_params
+from realm_jax.train.initialize import check_vocabulary, initial_params
 from realm_jax.train.inputs import candidates, has_index, open_inputs
 from realm_jax.train.loop import Run, Step, save, train_loop
 from realm_jax.train.optimizer import make_optimizer
@@ -94,7 +94,10 @@ def _set_up(
   _agree(stage, config, corpus, text)
   # Before the workdir is made: an init_from that is refused leaves none.
   resumed: bool = processes.from_first(bool(checkpoints_lib.steps(path)))
-  state = None if resumed else _initial_state(stage, config, mesh)
+  state = None
+  if not resumed:
+    check_vocabulary(config, corpus)
+    state = _initial_state(stage, config, mesh)
   workdir = stack.enter_context(_workdir(path, stage, config, corpus, text))
   saved = checkpoints_lib.Checkpoints(
     workdir.path, config.keep_checkpoints, keep_best=best is not None

@@ -49,6 +49,12 @@ def manifests(workdir):
   ]
 
 
+def test_a_run_without_a_corpus_is_not_refreshed(make_run, config):
+  workdir = make_run(config_lib.replace(config, corpus=''))
+  with pytest.raises(ValueError, match='names no corpus; import it with'):
+    refresh(str(workdir.path), follow=False)
+
+
 def test_once_builds_the_newest_step_once(make_run, config):
   workdir = make_run(config, steps=(1, 4))
   assert refresh(str(workdir.path), follow=False) == 0

@@ -31,6 +31,12 @@ def test_other_settings_are_refused(tmp_path):
     Progress(str(tmp_path), {'seed': 1, 'size': 'small'})
 
 
+def test_a_file_is_refused(tmp_path):
+  (tmp_path / 'run').write_text('mine')
+  with pytest.raises(ValueError, match='run: is a file, expected a directory'):
+    Progress(str(tmp_path / 'run'), {'seed': 0})
+
+
 def test_a_directory_with_other_files_is_refused(tmp_path):
   (tmp_path / 'notes.txt').write_text('mine')
   with pytest.raises(ValueError, match='is not empty'):

@@ -33,7 +33,7 @@ def test_one_layer_is_what_xla_counts():
 
 
 def test_the_papers_step():
-  """A step of batch 512 costs some 1.5e15 operations (REALM.md section 3)."""
+  """A step of batch 512 costs some 1.5e15 operations."""
   config = config_lib.from_dict({'batch_size': 512})
   assert pretrain_flops(config, 288, 13_353_718) == pytest.approx(
     1.5e15, rel=0.1

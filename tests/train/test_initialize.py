@@ -1,12 +1,17 @@
 """Which parameters a stage takes from the stage before it."""
 
+import json
+import pathlib
+
 import jax
 import numpy as np
 import pytest
+import small_runs
 
 from realm_jax import config as config_lib
+from realm_jax.corpus.store import Corpus
 from realm_jax.parallel import mesh as mesh_lib
-from realm_jax.train.initialize import initial_params
+from realm_jax.train.initialize import check_vocabulary, initial_params
 from realm_jax.workdir.checkpoints import Checkpoints
 from realm_jax.workdir.digest import embedder_digest, tree_digest
 from realm_jax.workdir.run import Workdir
@@ -74,3 +79,24 @@ def test_ict_after_mlm_starts_from_the_encoder(tmp_path, mesh):
   # Two buffers: the step donates both.
   ours = jax.tree.leaves(params['document_embedder']['bert'])[0]
   assert ours is not jax.tree.leaves(params['encoder']['bert'])[0]
+
+
+def test_weights_of_another_vocabulary_are_refused(tmp_path):
+  corpus = Corpus.open(small_runs.make_corpus(tmp_path))
+  own = pathlib.Path(corpus.path, 'vocab.txt').read_text()
+  bert, run = tmp_path / 'bert', tmp_path / 'run'
+  for folder in (bert, run):
+    folder.mkdir()
+    config = make_config(init_from=str(folder))
+    check_vocabulary(config, corpus)  # it does not say which
+    if folder is bert:
+      (bert / 'vocab.txt').write_text(own)
+    else:
+      digest = {'tokenizer_digest': corpus.tokenizer_digest}
+      (run / 'corpus.json').write_text(json.dumps(digest))
+    check_vocabulary(config, corpus)
+  (bert / 'vocab.txt').write_text(own + 'more\n')
+  (run / 'corpus.json').write_text('{"tokenizer_digest": "feed"}')
+  for folder, says in ((bert, '[0-9a-f]{12}'), (run, 'feed')):
+    with pytest.raises(ValueError, match=f'has tokenizer {says}, but the corp'):
+      check_vocabulary(make_config(init_from=str(folder)), corpus)

@@ -34,7 +34,7 @@ def test_the_papers_setup(capsys):
   rows = -(-13_353_718 // 128)
   assert found['second_index_buffer_bytes_per_device'] == rows * 256
   assert found['token_table_bytes_per_device'] == rows * 288 * 2
-  # REALM.md section 3: a refresh by 16 is about 1,800 steps of 64.
+  # By hand: a refresh by 16 is about 1,800 steps of 64.
   assert found['staleness_steps_estimate'] == pytest.approx(1_900, rel=0.15)
   assert found['flops_per_step'] == pytest.approx(1.5e15, rel=0.1)
   parts = [
