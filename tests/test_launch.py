@@ -126,11 +126,11 @@ def test_libtpu_knows_its_flags():
   importlib.util.find_spec('jax_cuda12_plugin') is not None,
   reason='JAX has CUDA here',
 )
-def test_a_platform_that_jax_has_no_plugin_for_is_not_passed_over(tmp_path):
+@pytest.mark.parametrize('call', ['make_mesh(MeshConfig())', 'local_mesh()'])
+def test_a_platform_that_jax_has_no_plugin_for_is_not_passed_over(call):
   program = (
     'from realm_jax.config import MeshConfig\n'
-    'from realm_jax.parallel.mesh import make_mesh\n'
-    'make_mesh(MeshConfig())'
+    f'from realm_jax.parallel.mesh import local_mesh, make_mesh\n{call}'
   )
   done = subprocess.run(
     [sys.executable, '-c', program],

@@ -79,6 +79,7 @@ def mesh_shape(config: MeshConfig, count: int) -> tuple[int, int]:
 
 def local_mesh() -> jax.sharding.Mesh:
   """All devices of this process along `data`: for work without the others."""
+  _check_platform()
   return make_mesh(MeshConfig(), jax.local_devices())
 
 

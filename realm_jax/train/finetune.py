@@ -160,8 +160,8 @@ def finetune_loss(
 ) -> tuple[jax.Array, dict[str, Any]]:
   """[any c_k] L_retr + [any gold span] L_read, the mean over questions.
 
-  Where a question has more gold rows than its list takes, later rows may be
-  gold or not: they are left out. `batch` may be a part of the global batch,
+  Where a question's list of gold rows is full, later rows may be gold or not:
+  they are left out. `batch` may be a part of the global batch,
   which has `questions` of them.
   """
   row_BK, gold_row_BC = reading.row_BK, batch['gold_row_BC']

@@ -1,8 +1,8 @@
 """The one training loop. Steps are pure; everything else happens here.
 
 The order of operations between two steps, and nothing outside it:
-  1. swap in a new index version, if one is ready (in-process: make it), but
-     after SIGTERM;
+  1. swap in a new index version, if one is ready (in-process: make it, but not
+     after SIGTERM);
   2. score the dev questions, if the step says so;
   3. by the policy `bounded`: wait for a version;
   4. save, if the step says so or SIGTERM came;
@@ -107,15 +107,15 @@ def train_loop(run: Run) -> int:
       processes.beat(f'step {step}')
       stop = terminated.now()
       ends = last or (stop and step > first)
-      # A run that goes on from here takes or makes the version: who sent
-      # SIGTERM may not wait so long.
+      # Who sent SIGTERM may not wait for a version: the run that goes on from
+      # here makes it. Without it the step has no score either.
+      hurries = ends and not last and config.refresh.where == 'in_process'
       swapped = (
-        feed is not None
-        and (last or not ends)
-        and feed.swap(step, state.params, last)
+        feed is not None and not hurries and feed.swap(step, state.params, last)
       )
       score = None  # of this very step
-      due = run.evaluate and step > first and _due(step, run.eval_every, last)
+      due = run.evaluate and step > first and not hurries
+      due = due and _due(step, run.eval_every, last)
       if due and run.evaluate:
         scores = run.evaluate(state, feed.searchable if feed else None)
         log.evaluated(step, scores)

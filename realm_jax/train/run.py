@@ -189,7 +189,7 @@ def _host_search(
     found = saved.restore_item(
       went_on_from, 'found', host_search.abstract(config.batch_size)
     )
-    if found:
+    if 'since_B' in found:  # else saved before it was: searched anew
       host_search.go_on(found)
   return host_search
 

@@ -51,7 +51,7 @@ class VersionMaker:
       step: of the checkpoint that the run goes on from.
     """
     self._newest = since
-    if not self._delay:
+    if self._config.refresh.where != 'in_process':
       return
     index, made = self._workdir.index, {}
     for manifest in versions.readable(index):

@@ -53,7 +53,8 @@ class SwapLog:
   Args:
     path: the workdir.
     resumed_step: as in MetricsWriter. A swap at the resumed step itself stays:
-      the loop swaps before it saves, so that the checkpoint has it.
+      the loop swaps before it saves (but in process after SIGTERM: then the
+      run that goes on swaps at that step).
   """
 
   def __init__(self, path: epath.PathLike, resumed_step: int | None = None):

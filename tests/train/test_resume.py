@@ -16,7 +16,7 @@ from realm_jax.train import refresh_policy
 from realm_jax.train.run import train
 from realm_jax.workdir import checkpoints, files, versions
 from realm_jax.workdir.digest import tree_digest
-from realm_jax.workdir.metrics import read_swaps
+from realm_jax.workdir.metrics import MetricsWriter, read_swaps
 from realm_jax.workdir.run import Workdir
 
 pytestmark = pytest.mark.usefixtures('compiled_once')
@@ -212,6 +212,31 @@ def test_sigterm_while_the_last_step_is_saved(tmp_path, corpus, monkeypatch):
   assert not unheard
   assert (tmp_path / 'w' / 'finished.json').exists()
   assert checkpoints.steps(tmp_path / 'w') == [6]
+
+
+def test_a_version_made_after_the_checkpoint_is_not_made_again(
+  tmp_path, corpus, monkeypatch
+):
+  config = small_runs.make_config(
+    corpus, refresh={'where': 'in_process', 'every': 2}
+  )
+  path = tmp_path / 'w'
+  with monkeypatch.context() as patch:
+    small_runs.terminate_at(patch, 3)
+    assert train('pretrain', config, str(path)) == 75
+  assert checkpoints.steps(path)[-1] == 4
+  with monkeypatch.context() as patch:
+    # Step 4's version is made; the run dies before it saves another step.
+    patch.setattr(MetricsWriter, 'write', fail)
+    with pytest.raises(RuntimeError, match='dies'):
+      train('pretrain', config, str(path))
+  assert train('pretrain', config, str(path)) == 0
+  last = read_swaps(path)[-1]
+  assert (last['step'], last['version'], last['checkpoint_step']) == (6, 4, 6)
+
+
+def fail(*_):
+  raise RuntimeError('dies')
 
 
 def test_fewer_steps_than_are_done_are_refused(tmp_path, corpus):
