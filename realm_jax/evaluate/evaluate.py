@@ -111,6 +111,7 @@ def prediction(
   restored: Restored,
 ) -> dict[str, Any]:
   """A line of predictions.jsonl."""
+  processes.beat('writing what was found')
   right = None
   if found is not None:
     right = qa.exact_match(found.text, question.answers, dev.mode(question))

@@ -169,7 +169,6 @@ def _write_rows(
     for start, rows_nE in embed_corpus(
       params, corpus, config, mesh, stopped, (first, end)
     ):
-      processes.beat(f'index version {version}, row {start}')
       if time.monotonic() - said > _SAY_SECONDS:
         said = time.monotonic()
         processes.say(f'index version {version}: {start:,} of {end:,} blocks')

@@ -12,6 +12,7 @@ from realm_jax.config import Config
 from realm_jax.corpus.store import Corpus
 from realm_jax.model import parts
 from realm_jax.parallel import mesh as mesh_lib
+from realm_jax.parallel import processes
 
 # Texts are padded to a multiple of it, in wordpieces: as many programs as fit
 # into a block.
@@ -71,6 +72,7 @@ def embed_corpus(
   pending: tuple[Batch, jax.Array] | None = None
   with jax.set_mesh(mesh):
     for batch in read_batches(corpus, config, mesh, rows):
+      processes.beat(f'embedding blocks from {batch.start} on')
       if stopped():
         raise Interrupted
       token_BL = mesh_lib.put_whole({'token_BL': batch.token_BL}, mesh)

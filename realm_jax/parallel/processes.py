@@ -265,6 +265,7 @@ def end(status: int, why: str) -> None:
   if alone():
     return
   if not status:
+    barrier()  # while the others can still be told why one fails
     _This.leaving.set()
     if _This.watch:
       _This.watch.join()  # it must not ask a service that is gone

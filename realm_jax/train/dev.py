@@ -10,6 +10,7 @@ from realm_jax.corpus.store import Corpus
 from realm_jax.data.questions import Question
 from realm_jax.index.scann_host import HostIndex
 from realm_jax.index.search import Index
+from realm_jax.parallel import processes
 from realm_jax.scores import qa, retrieval
 from realm_jax.text import answers as answers_lib
 from realm_jax.train import answer
@@ -34,6 +35,7 @@ def hits(
   """Which of the first k passages hold an answer, bool [Q, k]."""
   hit_QK = np.zeros((len(questions), k), bool)
   for hit_K, question, found in zip(hit_QK, questions, evidence, strict=True):
+    processes.beat('looking for answers in what was found')
     for place, row in enumerate(found.rows[:k]):
       hit_K[place] = answers_lib.has_answer(
         corpus.text(row), question.answers, mode(question)

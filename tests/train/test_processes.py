@@ -296,26 +296,51 @@ AGREE = """
     processes.barrier()
   if processes.is_first():
     print(len(processes._This.client.key_value_dir_get('realm/')))
-  processes.barrier()
+  processes.end(0, '')
+"""
+
+FAILS = """
+  import sys, time
+  from realm_jax.parallel import processes
+
+  processes.start(processes.Cluster(False, sys.argv[1], 2, int(sys.argv[2])))
+  if sys.argv[2:] == [sys.argv[3]] * 2:
+    time.sleep(3)  # the other one has ended its work
+    processes.end(1, 'disk full')
   processes.end(0, '')
 """
 
 
-def test_what_all_have_read_is_forgotten():
-  coordinator = small_runs.free_address()
-  code = textwrap.dedent(AGREE)
+def two(code, *more):
+  """Runs a program as two processes; their statuses, outputs and errors."""
+  program, coordinator = textwrap.dedent(code), small_runs.free_address()
   cluster = [
     subprocess.Popen(
-      [sys.executable, '-c', code, coordinator, str(place)],
+      [sys.executable, '-c', program, coordinator, str(place), *more],
       stdout=subprocess.PIPE,
+      stderr=subprocess.PIPE,
       text=True,
     )
     for place in range(2)
   ]
-  said = [process.communicate(timeout=120)[0] for process in cluster]
-  assert [process.returncode for process in cluster] == [0, 0]
+  said = [process.communicate(timeout=120) for process in cluster]
+  return [process.returncode for process in cluster], said
+
+
+def test_what_all_have_read_is_forgotten():
+  statuses, said = two(AGREE)
+  assert statuses == [0, 0]
   # Signs of life of both, and what was told last.
-  assert int(said[0]) <= 8
+  assert int(said[0][0]) <= 8
+
+
+@pytest.mark.parametrize('place', [0, 1])
+def test_who_has_ended_hears_of_one_that_fails_later(place):
+  statuses, said = two(FAILS, str(place))
+  assert statuses == [1, 1]
+  assert said[1 - place][1].splitlines()[-1] == (
+    f'error: process {place}: disk full'
+  )
 
 
 def test_a_hanging_process_is_named(folder, cache):
