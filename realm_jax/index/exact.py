@@ -23,6 +23,7 @@ Product = Callable[[jax.Array, jax.Array], jax.Array]
 Best = tuple[jax.Array, jax.Array]  # scores and groups, [B, k]
 
 _GROUP = 32
+_LEAST_ROWS = 32  # of a product
 # Scored again is at most this share of the rows, or groups get smaller.
 _RESCORED_SHARE = 1 / 8
 _RESCORED_AT_A_TIME = 2**20  # numbers in rows
@@ -106,12 +107,14 @@ def best_groups(
   def add(best: Best, first: jax.Array | int, size: int) -> Best:
     rows_bE = jax.lax.dynamic_slice_in_dim(_pin(rows_nE, first), first, size)
     valid_b = jax.lax.dynamic_slice_in_dim(valid_n, first, size)
+    # A product with one row or a few rounds otherwise than one with many.
+    missing = -size % max(group, _LEAST_ROWS)
+    rows_bE = jnp.pad(rows_bE, ((0, missing), (0, 0)))
+    valid_b = jnp.pad(valid_b, (0, missing))
     # Queries last: the maximum over rows is one of vectors.
     score_bB = jnp.where(valid_b[:, None], product(rows_bE, query_BE), -jnp.inf)
-    score_bB = jnp.pad(
-      score_bB, ((0, -size % group), (0, 0)), constant_values=-jnp.inf
-    )
     max_BG = score_bB.reshape(-1, group, num_queries).max(1).T
+    max_BG = max_BG[:, : -(-size // group)]
     group_G = first // group + jnp.arange(max_BG.shape[1], dtype=jnp.int32)
     return merge(
       jnp.concatenate([best[0], max_BG], 1),

@@ -73,6 +73,19 @@ def test_equals_brute_force(shape, n, k, block):
   np.testing.assert_array_equal(np.asarray(score), want_score)
 
 
+@pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
+@pytest.mark.parametrize('n', [4097, 4099])  # rows in the last block: 1 and 3
+def test_equal_rows_come_in_order_from_a_short_last_block(dtype, n):
+  rng = np.random.default_rng(0)
+  rows = rng.normal(size=(n, 128)).astype(np.float32)
+  row_K = np.array([7, 900, 2000, 2001, 4095, n - 1])
+  rows[row_K] = 3 * rows[0]
+  query = (rows[n - 1] + 0.1 * rng.normal(size=(64, 128))).astype(np.float32)
+  arrays = (jnp.asarray(rows, dtype), jnp.ones(n, bool), jnp.asarray(query))
+  _, found_BK = jax.jit(exact.top_k, static_argnums=(3, 4))(*arrays, 5, 4096)
+  np.testing.assert_array_equal(found_BK, np.tile(row_K[:5], (64, 1)))
+
+
 @pytest.mark.parametrize('kind', ['float32', 'bfloat16', 'kernel', 'products'])
 @pytest.mark.parametrize('n, k, group', [(5001, 4, 32), (300, 400, 1)])
 def test_each_way_to_the_best_groups(kind, n, k, group):
