@@ -55,7 +55,8 @@ def refresh(path: str, follow: bool) -> int:
 
   Raises:
     ValueError: no workdir or checkpoint to build from, another refresher is
-      running, or (`follow`) the trainer makes the versions itself.
+      running, or the trainer makes the versions itself (`follow`; in a bucket
+      while it is not finished).
   """
   stop = _Stop()
   previous = signal.signal(signal.SIGTERM, stop.set)
@@ -67,11 +68,19 @@ def refresh(path: str, follow: bool) -> int:
       return processes.SIGTERM_STATUS
     workdir = Workdir.open(path)
     where = workdir.config.refresh.where
-    if follow and where in ('in_process', 'rolling'):
-      raise ValueError(
-        f'{path}: config.refresh.where is {where}: the trainer refreshes its '
-        'index itself; a refresher needs separate'
-      )
+    if where in ('in_process', 'rolling'):
+      if follow:
+        raise ValueError(
+          f'{path}: config.refresh.where is {where}: the trainer refreshes its '
+          'index itself; a refresher needs separate'
+        )
+      # On a disk its lock keeps the two apart.
+      finished = workdir.path / 'finished.json'
+      if not files.is_local(workdir.path) and not finished.exists():
+        raise ValueError(
+          f'{path}: config.refresh.where is {where}, and a bucket has no '
+          'locks: refresh it when the run has finished'
+        )
     if not workdir.config.corpus:
       raise ValueError(
         f'{path}: its config names no corpus; import it with --corpus'
@@ -238,6 +247,7 @@ class _Job:
       finished = (self._workdir.path / 'finished.json').exists()
       steps = checkpoints.steps(self._workdir.path)
       newest = steps[-1] if steps else -1
+      self._put_back(newest)
       wanted = newest >= self._built and newest != self._passed_over
       if wanted and (finished or newest >= self._wanted()):
         if newest > self._built or not self._still_there():
@@ -250,6 +260,16 @@ class _Job:
       processes.beat('waiting for a checkpoint')
       self._stop.wait(_poll_seconds(self._config, began))
     return None
+
+  def _put_back(self, newest: int) -> None:
+    """Forgets steps that the run no longer knows: it went on from earlier.
+
+    A store that lists what it had a while ago is no such thing.
+    """
+    last = max(self._built, self._passed_over)
+    if newest >= last or checkpoints.was_saved(self._workdir.path, last):
+      return
+    self._built, self._passed_over, self._made = -1, -1, None
 
   def _wanted(self) -> float:
     """The least step that the trainer wants a version of."""

@@ -3,8 +3,8 @@
 `checkpoints/<step>/` holds one item for each top-level key of the state
 (`params`, `opt_state`, ...) and `meta`, a JSON object. A part of the model
 (`params/<part>`) can be read by name without the rest. A step is listed only
-once it is committed. `saved.jsonl` has a line for every step ever saved, which
-outlives the checkpoint: `step, embedder_digest, index_version`.
+once it is committed. `saved.jsonl` has a line for every step that was ever
+saved, which outlives the checkpoint: `step, embedder_digest, index_version`.
 """
 
 import contextlib
@@ -68,6 +68,10 @@ class Checkpoints:
     if self._primary:
       self._log = files.LineLog(path / 'saved.jsonl')
       self._delete()
+      # Newer steps were deleted by hand: what was made of them is not of the
+      # run that goes on from here.
+      newest = max(steps(path), default=-1)
+      self._log.keep(lambda record: record['step'] <= newest)
       # A run that was killed may have committed a step and not recorded it.
       recorded = {line['step'] for line in files.read_lines(self._log.path)}
       for step in steps(path):
@@ -272,6 +276,12 @@ def read_record(path: epath.PathLike, step: int) -> dict[str, Any]:
   if step in steps(path):
     return _record(step, read_meta(path, step))
   raise ValueError(f'{saved}: no checkpoint of step {step} was saved')
+
+
+def was_saved(path: epath.PathLike, step: int) -> bool:
+  """Whether a step is recorded: false once a run went on from an earlier."""
+  saved = epath.Path(path) / 'saved.jsonl'
+  return any(record['step'] == step for record in files.read_lines(saved))
 
 
 def params_shapes(path: epath.PathLike, step: int) -> dict[str, Any]:

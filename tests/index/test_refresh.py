@@ -78,10 +78,16 @@ def test_once_without_a_checkpoint_is_refused(tmp_path, config):
 
 
 @pytest.mark.parametrize('where', ['in_process', 'rolling'])
-def test_a_run_that_refreshes_itself_is_not_followed(make_run, config, where):
+def test_a_run_that_refreshes_itself_is_not_followed(
+  make_run, config, where, monkeypatch
+):
   workdir = make_run(config_lib.replace(config, refresh={'where': where}))
   with pytest.raises(ValueError, match=f'where is {where}: the trainer'):
     refresh(str(workdir.path), follow=True)
+  with monkeypatch.context() as patch:
+    patch.setattr(files, 'is_local', lambda path: False)
+    with pytest.raises(ValueError, match='a bucket has no locks'):
+      refresh(str(workdir.path), follow=False)
   assert refresh(str(workdir.path), follow=False) == 0
 
 
@@ -324,6 +330,25 @@ def test_never_an_older_checkpoint_after_a_newer(make_run, config, monkeypatch):
   monkeypatch.setattr(checkpoints, 'steps', lagging)
   assert refresh(str(workdir.path), follow=True) == 0
   assert [x.checkpoint_step for x in manifests(workdir)] == [5]
+
+
+def test_a_run_that_goes_on_from_an_earlier_step_has_its_versions(
+  make_run, config, monkeypatch
+):
+  workdir = make_run(config, steps=(3, 5))
+  waits = []
+
+  def wait(self, timeout=None):
+    waits.append(timeout)
+    if len(waits) == 1:
+      shutil.rmtree(workdir.checkpoints / '5')
+      make_run(config, steps=(4,))  # forgets step 5
+    elif len(waits) == 2:
+      files.write_json(workdir.path / 'finished.json', {'step': 4})
+
+  monkeypatch.setattr('realm_jax.index.refresh._Stop.wait', wait)
+  assert refresh(str(workdir.path), follow=True) == 0
+  assert [x.checkpoint_step for x in manifests(workdir)] == [5, 4]
 
 
 def test_numbers_are_not_those_of_the_index_started_with(

@@ -209,6 +209,22 @@ def test_a_step_that_was_not_recorded_is_recorded_on_resume(tmp_path):
   assert checkpoints.read_record(tmp_path, 1)['embedder_digest'] == 'new'
 
 
+def test_a_step_that_was_deleted_by_hand_is_forgotten(tmp_path):
+  saver = checkpoints.Checkpoints(tmp_path, keep=1)
+  for step in (1, 2, 3):
+    saver.save(step, make_state(), META)
+    saver.wait()
+    if step == 2:
+      shutil.copytree(tmp_path / 'checkpoints' / '2', tmp_path / 'copy')
+  saver.close()
+  shutil.rmtree(tmp_path / 'checkpoints' / '3')
+  (tmp_path / 'copy').rename(tmp_path / 'checkpoints' / '2')
+  checkpoints.Checkpoints(tmp_path, keep=1).close()
+  assert [s for s in range(5) if checkpoints.was_saved(tmp_path, s)] == [1, 2]
+  with pytest.raises(ValueError, match='no checkpoint of step 3 was saved'):
+    checkpoints.read_record(tmp_path, 3)
+
+
 _TRAIN = """
 import sys
 import jax.numpy as jnp
