@@ -1,6 +1,7 @@
 """Files of weights in the Hugging Face layout, read a tensor at a time."""
 
 import contextlib
+import functools
 import json
 import os
 import struct
@@ -110,6 +111,11 @@ def _entries(
   names = os.listdir(path)
   checkpoints = sorted(n for n in names if n.endswith('.index'))
   if checkpoints:
+    if len(checkpoints) > 1:
+      raise ValueError(
+        f'{path}: several TensorFlow checkpoints: {", ".join(checkpoints)}; '
+        'leave the one that is meant'
+      )
     prefix = checkpoints[0].removesuffix('.index')
     realm = config.get('model_type') == 'realm'
     return _tensorflow(os.path.join(path, prefix), realm)
@@ -224,6 +230,8 @@ def _tensorflow(prefix: str, realm: bool) -> dict[str, Entry]:
     raise ValueError(f'{prefix}: not a checkpoint: {error.message}') from error
   shapes = reader.get_variable_to_shape_map()
   dtypes = reader.get_variable_to_dtype_map()
+  # A part of a tensor cannot be read: the last one stays for its next part.
+  get_tensor = functools.lru_cache(1)(reader.get_tensor)
   found = {}
   for name, key, transposed in hf_names.from_tensorflow(sorted(shapes), realm):
     shape = tuple(shapes[name])
@@ -231,7 +239,7 @@ def _tensorflow(prefix: str, realm: bool) -> dict[str, Entry]:
     def read(
       rows: slice, name: str = name, transposed: bool = transposed
     ) -> np.ndarray:
-      array = reader.get_tensor(name)
+      array = get_tensor(name)
       array = array.T if transposed else array
       return array[rows] if array.ndim else array
 

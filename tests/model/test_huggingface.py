@@ -237,6 +237,15 @@ def test_an_absent_library_is_named(
     load(directory, config)
 
 
+def test_several_checkpoints_of_tensorflow_are_refused(tmp_path, config):
+  directory = write(tmp_path, config, numpy_bert.random_tensors(config.model))
+  (tmp_path / 'model.safetensors').unlink()
+  for step in (0, 100, 20):
+    (tmp_path / f'model.ckpt-{step}.index').touch()
+  with pytest.raises(ValueError, match=r'several .* model\.ckpt-100\.index'):
+    load(directory, config)
+
+
 def test_names_of_tensorflow():
   names = {
     'bert/embeddings/word_embeddings': (f'{WORD}', False),
