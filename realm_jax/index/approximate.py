@@ -87,6 +87,7 @@ def build(
   rows = shards.size(num_rows, count)
   if config.index.kind == 'scann':
     leaves = scann_build.leaves_of(config, rows)
+    copies = scann_build.copies(leaves, config.index.soar_lambda)
     most = scann_build.num_tiles(rows, leaves, config.index.soar_lambda)
     trees, files = _together(
       lambda: _build_trees(path, config, mesh, num_rows, own, load, leaves)
@@ -94,7 +95,7 @@ def build(
 
     def search(leaves: int, reorder: int) -> tuple[np.ndarray, np.ndarray]:
       return _search_trees(
-        trees, read, num_rows, count, query_BE, k, leaves, reorder
+        trees, read, num_rows, count, query_BE, k, leaves, reorder, copies
       )
   else:
     most = leaves = scann_host.num_leaves(config, rows)
@@ -362,6 +363,7 @@ def _search_trees(
   k: int,
   leaves: int,
   reorder: int,
+  copies: int,
 ) -> tuple[np.ndarray, np.ndarray]:
   """This process's shards, one after the other, as the run searches them."""
   rows = shards.size(num_rows, num_shards)
@@ -374,6 +376,7 @@ def _search_trees(
       **{name: value[None] for name, value in part.items()},
       leaves=leaves,
       reorder=reorder,
+      copies=copies,
     )
     score_BK, row_BK = jax.device_get(
       _top_k(tree, rows_nE, jnp.ones(rows, bool), query_BE, k)

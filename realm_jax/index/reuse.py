@@ -5,6 +5,7 @@ were added need to be embedded: rows keep their numbers.
 """
 
 import dataclasses
+import sys
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -39,7 +40,9 @@ class Base:
           self.index, self.manifest.version, start, end
         )
       except (ValueError, OSError) as error:
-        processes.say(f'refresh: embeds rows from {start} on: {error}')
+        # Each process has its own part.
+        said = f'refresh: embeds rows from {start} on: {error}'
+        print(said, file=sys.stderr, flush=True)
         return
       yield start, rows_nE
       start = end
