@@ -22,6 +22,10 @@ from realm_jax.train import finetune
 from realm_jax.train.state import query_embedder
 
 _BATCH = 32
+_SHOWN = 20  # passages of an answer
+# An index selects by scores that may be rounded, a beam is scored exactly: so
+# many hold the passages that are shown.
+_BEAM = 100
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,6 +88,8 @@ def answer(
 ) -> list[Answer]:
   """Answers questions from the passages that are retrieved for them."""
   sep_id = corpus.tokenizer.sep_id
+  beam = min(config.retriever_beam, max(config.reader_beam, _BEAM))
+  config = dataclasses.replace(config, retriever_beam=beam)
   answers = []
   for query_BL, real in _batched(texts, config, corpus, mesh):
     processes.beat(f'question {len(answers)}')
@@ -268,7 +274,7 @@ def _read(
   ]
   row_B = jnp.where(score_B == -jnp.inf, -1, row_B)
   first_B = start_B - body_B
-  shown = min(20, reading.row_BK.shape[1])
+  shown = min(_SHOWN, reading.row_BK.shape[1])
   return (
     row_B,
     first_B,
