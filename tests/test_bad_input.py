@@ -155,10 +155,13 @@ def test_an_index_of_another_corpus(stage, tmp_path, capsys, corpus, other):
 def test_a_corpus_of_three_documents_trains(tmp_path, stage, capsys, verb):
   corpus = small_runs.make_corpus(tmp_path, 3)
   # The own block is banned: a place among four candidates stays empty.
-  status = stage(verb, corpus=corpus, num_candidates=4, num_steps=2)
+  dev = {'dev_questions': questions(tmp_path)} if verb == 'pretrain' else {}
+  status = stage(verb, corpus=corpus, num_candidates=4, num_steps=2, **dev)
   assert status == 0, capsys.readouterr().err
   lines = files.read_lines(tmp_path / 'w' / 'metrics.jsonl')
-  assert [line['step'] for line in lines] == [1, 2]
+  assert [line['step'] for line in lines if 'loss' in line] == [1, 2]
+  assert bool(dev) == ('recall@5' in lines[-1])
+  lines = [line for line in lines if 'loss' in line]
   assert all(np.isfinite(line['loss']) for line in lines)
   assert checkpoints.steps(tmp_path / 'w')[-1] == 2
 

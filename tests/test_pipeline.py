@@ -4,17 +4,23 @@ What trains runs as processes of its own, on one device; what reads runs here,
 on eight: checkpoints and indexes are of no number of devices.
 """
 
+import dataclasses
 import json
 import pathlib
 import shutil
 import subprocess
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import small_runs
 
 from realm_jax import cli
 from realm_jax.corpus.store import Corpus
+from realm_jax.data import batches
+from realm_jax.evaluate.restored import restore
+from realm_jax.model import parts
+from realm_jax.train import answer
 from realm_jax.workdir import files, rows, versions
 
 NUMBER = (int, float)
@@ -217,7 +223,10 @@ def test_evaluate(world, realm, verb, tmp_path):
     assert set(places[0]) == {
       *('block', 'document', 'title', 'score', 'probability')
     }
-    assert abs(sum(x['probability'] for x in places) - 1) < 1e-5
+    assert len(places) == min(20, Corpus.open(world.corpus).num_blocks)
+    null = 1 - sum(x['probability'] for x in places)
+    # In pre-training the null document has its share.
+    assert 1e-3 < null < 1 if verb == 'pretrain' else abs(null) < 1e-5
     assert sorted(places, key=lambda x: -x['score']) == places
     assert (line['prediction'] is None) == (verb == 'pretrain')
 
@@ -253,6 +262,35 @@ def test_search_and_ask(world, realm):
   said = realm('evaluate', '--workdir', finetune, '--questions', world.test,
                '--output', world.test, status=2)  # fmt: skip
   assert 'is a file' in said and world.test in said
+  said = realm('evaluate', '--workdir', finetune, '--questions', world.test,
+               '--output', f'{world.test}/x', status=2)  # fmt: skip
+  assert '--output' in said and 'Not a directory' in said
+
+
+def test_the_score_of_the_null_document(world):
+  restored = restore(str(world.path('pretrain')))
+  tokenizer = restored.corpus.tokenizer
+  config = dataclasses.replace(
+    restored.config, score_temperature=2.0, null_bias=3.0
+  )
+  texts = ['Where is Lund?', 'Who?'] * 20
+  found = answer.retrieve(
+    *(restored.params, restored.index, texts, 3, config),
+    *(restored.corpus, restored.mesh),
+    null=True,
+  )
+  null_L = [tokenizer.cls_id, tokenizer.sep_id, tokenizer.sep_id]
+  query_QL, _ = batches.encode_questions(texts, tokenizer, config.query_length)
+  null_1E, query_QE = (
+    parts.bind('embedder', config, restored.params['document_embedder'])(
+      jnp.asarray(token_BL), sep_id=tokenizer.sep_id
+    )
+    for token_BL in ([null_L], query_QL)
+  )
+  want_Q = query_QE @ null_1E[0] / 2 + 3
+  np.testing.assert_allclose(
+    [shown.null_score for shown in found], want_Q, rtol=1e-4, atol=1e-4
+  )
 
 
 def test_index_of_another_embedder_is_refused(world, realm, tmp_path):
@@ -322,6 +360,12 @@ def test_embed_gives_the_rows_of_the_index(world, realm, tmp_path):
   bad = small_runs.write_lines(tmp_path / 'bad.jsonl', [{'text': ''}])
   said = realm(*query, '--input', bad, '--output', tmp_path / 'e.npy', status=2)
   assert f'{bad}:1: text' in said
+  for output, why in (
+    (tmp_path, 'is a directory'),
+    (tmp_path / 'none' / 'e.npy', 'directory does not exist'),
+  ):
+    said = realm(*query, '--input', plain, '--output', output, status=2)
+    assert f'--output {output}' in said and why in said
   assert not (tmp_path / 'e.npy').exists()
 
 

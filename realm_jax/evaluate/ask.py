@@ -19,7 +19,8 @@ def search(
 
   Returns:
     Best first: block, document, title, text, score, probability (softmax over
-    the passages shown).
+    the passages shown; of a pre-training checkpoint the null document, which
+    is not, is among them).
 
   Raises:
     ValueError: an empty query, k below 1 or above the number of blocks, or
@@ -42,6 +43,7 @@ def search(
     restored.config,
     restored.corpus,
     restored.mesh,
+    null=restored.has_null,
   )
   return passages(restored, found, text=True)
 

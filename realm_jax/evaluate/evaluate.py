@@ -48,6 +48,8 @@ def evaluate(
   if isinstance(restored.corpus, Textless):
     raise ValueError(f'{workdir}: {restored.why_silent}')
   texts = [question.question for question in asked]
+  if processes.is_first():
+    _make(directory)
   evidence, answers = _run(restored, texts)
   metrics = {
     'n': len(asked),
@@ -60,7 +62,8 @@ def evaluate(
   }
   if not processes.is_first():
     return metrics
-  directory.mkdir(parents=True, exist_ok=True)
+  # While predictions and metrics do not belong together, there are no metrics.
+  (directory / 'metrics.json').unlink(missing_ok=True)
   lines = [
     json.dumps(prediction(question, found, shown, restored), ensure_ascii=False)
     for question, found, shown in zip(asked, answers, evidence, strict=True)
@@ -68,6 +71,14 @@ def evaluate(
   files.write_text(directory / 'predictions.jsonl', '\n'.join(lines) + '\n')
   files.write_json(directory / 'metrics.json', metrics)
   return metrics
+
+
+def _make(directory: epath.Path) -> None:
+  """Before an hour's work, not after it."""
+  try:
+    directory.mkdir(parents=True, exist_ok=True)
+  except OSError as error:
+    raise ValueError(f'--output {directory}: {error.strerror}') from error
 
 
 def match(asked: list[Question]) -> str:
@@ -78,12 +89,18 @@ def match(asked: list[Question]) -> str:
 def passages(
   restored: Restored, evidence: answer.Evidence, text: bool
 ) -> list[dict[str, Any]]:
-  """Passages as JSON, with their softmax over those shown."""
+  """Passages as JSON, with their softmax over those shown.
+
+  The null document has its share of it, where there is one.
+  """
   corpus = restored.corpus
   if not evidence.rows:
     return []
-  top = max(evidence.scores)
-  weights = [math.exp(score - top) for score in evidence.scores]
+  scores = list(evidence.scores)
+  if evidence.null_score is not None:
+    scores.append(evidence.null_score)
+  top = max(scores)
+  weights = [math.exp(score - top) for score in scores]
   total = sum(weights)
   return [
     {
@@ -98,7 +115,7 @@ def passages(
       evidence.rows,
       map(corpus.document, evidence.rows),
       evidence.scores,
-      weights,
+      weights[: len(evidence.rows)],
       strict=True,
     )
   ]
@@ -136,7 +153,12 @@ def _run(
   if not restored.reads:
     k = min(max(RECALL_AT), restored.corpus.num_blocks)
     evidence = answer.retrieve(
-      restored.params, restored.index, texts, k, *context
+      restored.params,
+      restored.index,
+      texts,
+      k,
+      *context,
+      null=restored.has_null,
     )
     return evidence, [None] * len(texts)
   answers = answer.answer(restored.params, restored.index, texts, *context)

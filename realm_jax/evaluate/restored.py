@@ -76,6 +76,11 @@ class Restored:
   index_step: int | None
 
   @property
+  def has_null(self) -> bool:
+    """Whether the null document is one of the passages it chooses from."""
+    return self.workdir.stage == 'pretrain'
+
+  @property
   def reads(self) -> bool:
     """Whether the checkpoint can answer, not only retrieve."""
     return self.why_silent is None

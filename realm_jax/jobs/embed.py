@@ -1,7 +1,6 @@
 """Texts to vectors with a trained embedder: feature extraction."""
 
 import itertools
-import os
 from collections.abc import Iterator
 from typing import Any, Literal
 
@@ -19,7 +18,7 @@ from realm_jax.index.refresh import restore_part
 from realm_jax.parallel import mesh as mesh_lib
 from realm_jax.parallel import processes
 from realm_jax.text.wordpiece import WordPiece
-from realm_jax.workdir import checkpoints
+from realm_jax.workdir import checkpoints, files
 from realm_jax.workdir.run import Workdir
 
 _BATCH = 32
@@ -40,9 +39,10 @@ def embed(
       embeds `[CLS] text [SEP]`, cut to query_length, and takes no title.
 
   Raises:
-    ValueError: no checkpoint with a retriever, or a line that is not such an
-      object; names file and line.
+    ValueError: no checkpoint with a retriever, no place for the output, or a
+      line that is not such an object; names file and line.
   """
+  _check_output(epath.Path(output))
   run = Workdir.open(workdir)
   step = chosen_step(run, None)
   mesh = mesh_lib.make_mesh(MeshConfig())
@@ -78,6 +78,14 @@ def embed(
       vectors.append(found_BE)
   if processes.is_first():
     _write(output, np.concatenate(vectors))
+
+
+def _check_output(output: epath.Path) -> None:
+  if output.is_dir():
+    raise ValueError(f'--output {output}: is a directory, expected a file')
+  # In a bucket there are no directories to be missing.
+  if files.is_local(output) and not output.absolute().parent.is_dir():
+    raise ValueError(f'--output {output}: its directory does not exist')
 
 
 def _text_side(run: Workdir) -> tuple[WordPiece, int]:
@@ -120,7 +128,7 @@ def _write(output: str, value: Any) -> None:
   try:
     with temporary.open('wb') as file:
       np.save(file, value)
-    os.replace(temporary, output)
+    temporary.replace(output)
   except OSError:
     temporary.unlink(missing_ok=True)
     raise

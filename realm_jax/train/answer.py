@@ -34,6 +34,7 @@ class Evidence:
 
   rows: list[int]
   scores: list[float]  # f(x, z) / temperature
+  null_score: float | None = None  # of the null document, where it was asked
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,9 +58,14 @@ def retrieve(
   config: Config,
   corpus: Corpus,
   mesh: jax.sharding.Mesh,
+  null: bool = False,
 ) -> list[Evidence]:
-  """The k best passages for each text, with the scores of the index's rows."""
+  """The k best passages for each text, with the scores of the index's rows.
+
+  With `null` also the score of the null document (pre-training).
+  """
   tokenizer = corpus.tokenizer
+  null_E = _embed_null(params, config, corpus, mesh) if null else None
   found = []
   for query_BL, real in _batched(texts, config, corpus, mesh):
     processes.beat(f'question {len(found)}')
@@ -71,10 +77,18 @@ def retrieve(
         score_BK, row_BK = index.search(mesh_lib.to_host(query_BE), k)
       else:
         score_BK, row_BK = mesh_lib.to_host(_search(index, query_BE, k=k))
-    found += _evidence(
+    evidence = _evidence(
       score_BK[:real] / config.score_temperature,
       row_BK[:real],
     )
+    if null_E is not None:
+      null_B = mesh_lib.to_host(query_BE)[:real] @ null_E
+      null_B = null_B / config.score_temperature + config.null_bias
+      evidence = [
+        dataclasses.replace(shown, null_score=float(score))
+        for shown, score in zip(evidence, null_B, strict=True)
+      ]
+    found += evidence
   return found
 
 
@@ -88,7 +102,7 @@ def answer(
 ) -> list[Answer]:
   """Answers questions from the passages that are retrieved for them."""
   sep_id = corpus.tokenizer.sep_id
-  beam = min(config.retriever_beam, max(config.reader_beam, _BEAM))
+  beam = max(config.reader_beam, _BEAM)
   config = dataclasses.replace(config, retriever_beam=beam)
   answers = []
   for query_BL, real in _batched(texts, config, corpus, mesh):
@@ -177,6 +191,26 @@ def _batched(
       mesh_lib.put_whole({'query_BL': query_BL}, mesh)['query_BL'],
       len(part),
     )
+
+
+def _embed_null(
+  params: dict[str, Any],
+  config: Config,
+  corpus: Corpus,
+  mesh: jax.sharding.Mesh,
+) -> np.ndarray:
+  """The null document, float32 [E]."""
+  tokenizer = corpus.tokenizer
+  null_L = [tokenizer.cls_id, tokenizer.sep_id, tokenizer.sep_id]
+  token_BL = np.tile(np.array(null_L, np.int32), (mesh.shape['data'], 1))
+  with jax.set_mesh(mesh):
+    null_BE = embed_tokens(
+      params['document_embedder'],
+      mesh_lib.put_whole({'token_BL': token_BL}, mesh)['token_BL'],
+      config,
+      tokenizer.sep_id,
+    )
+  return mesh_lib.to_host(null_BE)[0]
 
 
 def _evidence(score_BK: np.ndarray, row_BK: np.ndarray) -> list[Evidence]:

@@ -58,7 +58,7 @@ def retrieval_dev(
     evidence = answer.retrieve(
       state.params, index, texts, k, config, corpus, mesh
     )
-    hit_QK = hits(questions, evidence, corpus, k)
+    hit_QK = hits(questions, evidence, corpus, max(_RECALL_AT))
     return {
       f'recall@{n}': 100 * float(retrieval.recall_at(hit_QK, n).mean())
       for n in _RECALL_AT
