@@ -153,7 +153,7 @@ class _Exporter:
       name: _restore(self._run, self._step, name)
       for name in sorted(names & set(self._shapes))
     }
-    own = 'query_embedder' in params
+    own = 'query_embedder' in self._shapes
     temperature = self._config.score_temperature
     if temperature != 1:
       for name in ('query_embedder', 'document_embedder'):
@@ -267,7 +267,9 @@ class _Exporter:
     _, manifest = self._version
     if corpus is None:
       return np.ones(manifest.rows, bool)
-    return corpus.alive(0, corpus.num_blocks)
+    newest = Corpus.open(self._config.corpus)  # removed since they were indexed
+    rows = 0, corpus.num_blocks
+    return corpus.alive(*rows) & newest.alive(*rows)
 
   def _rows(self, alive_N: np.ndarray) -> Iterator[np.ndarray]:
     index, manifest = self._version

@@ -1,6 +1,7 @@
 """A Hugging Face directory to a workdir whose checkpoint 0 it is."""
 
 import hashlib
+import math
 import os
 import sys
 import time
@@ -54,7 +55,7 @@ def import_weights(
 
   Returns:
     `kind`, `parameters`, what starts `fresh`, with `expected` also
-    `max_abs_diff`; and whether no difference is above 1e-4.
+    `max_abs_diff` (null: a NaN); and whether no difference is above 1e-4.
 
   Raises:
     ValueError: the directory is no model, or parts do not belong together;
@@ -82,7 +83,11 @@ def import_weights(
       'can be searched, but nothing can be answered from it',
       file=sys.stderr,
     )
-  worst = max(told.get('max_abs_diff', {}).values(), default=0.0)
+  differences = told.get('max_abs_diff', {})
+  worst = max(differences.values(), default=0.0)
+  for name, difference in differences.items():
+    if not math.isfinite(difference):
+      differences[name] = None  # JSON has no other
   return told, worst <= TOLERANCE
 
 

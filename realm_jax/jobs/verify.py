@@ -1,5 +1,7 @@
 """Outputs of an imported model beside those of the reference."""
 
+import zipfile
+import zlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -13,6 +15,15 @@ from realm_jax.model.huggingface import Loaded
 from realm_jax.train import losses
 
 Arrays = Mapping[str, np.ndarray]
+# What numpy raises of other files, of its own other kinds and of damaged ones.
+_NO_NPZ = (
+  OSError,
+  ValueError,
+  AttributeError,
+  TypeError,
+  zipfile.BadZipFile,
+  zlib.error,
+)
 _TEXT = ('input_ids', 'attention_mask', 'token_type_ids')
 
 
@@ -39,9 +50,9 @@ def verify(loaded: Loaded, config: Config, path: str) -> dict[str, float]:
       such a model does not give or gives in another shape.
   """
   try:
-    with np.load(path, allow_pickle=False) as file:
+    with open(path, 'rb') as raw, np.load(raw, allow_pickle=False) as file:
       given = {name: file[name] for name in file.files}
-  except (OSError, ValueError, AttributeError) as error:
+  except _NO_NPZ as error:
     raise ValueError(f'--verify {path}: not an .npz file: {error}') from error
   kind = loaded.kind
   if kind == 'open_qa':

@@ -113,6 +113,35 @@ def test_a_difference_is_found(tmp_path, capsys, kind, name, least):
   assert 'error: --verify' in err and 'Traceback' not in err
 
 
+def test_a_nan_is_a_difference(tmp_path, capsys):
+  with np.load(FIXTURES / 'embedder' / 'expected.npz') as file:
+    expected = dict(file)
+  expected['projected_score'].flat[0] = np.nan
+  np.savez(tmp_path / 'e.npz', **expected)
+  flags = [
+    '--from',
+    str(FIXTURES / 'embedder'),
+    '--output',
+    str(tmp_path / 'w'),
+  ]
+  assert cli.main(['import', *flags, '--verify', str(tmp_path / 'e.npz')]) == 1
+  told = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)
+  assert told['max_abs_diff']['projected_score'] is None
+
+
+def test_documents_of_two_embedders_have_no_temperature(tmp_path, realm):
+  flags = ('--from', FIXTURES / 'scorer', '--output', tmp_path / 'w')
+  realm('import', *flags)
+  config = files.read_json(tmp_path / 'w' / 'config.json')
+  config['score_temperature'] = 4.0
+  files.write_json(tmp_path / 'w' / 'config.json', config)
+  to = tmp_path / 'out'
+  realm('export', '--workdir', tmp_path / 'w', '--to', to, '--as', 'embedder')
+  both = tensors(FIXTURES / 'scorer')
+  for key, array in tensors(to).items():
+    np.testing.assert_array_equal(array, both[f'embedder.{key}'])
+
+
 @pytest.mark.parametrize('kind', KINDS)
 def test_the_way_back_is_exact(tmp_path, realm, imported, kind):
   to = tmp_path / 'out'
@@ -273,6 +302,11 @@ def test_a_corpus_store_gives_the_text(tmp_path, realm, source):
   assert 'reader.cls.predictions.decoder.weight' in same
   assert 'embedder.cls.predictions.transform.dense.weight' in same
   assert 'reader.qa_outputs.dense_output.weight' not in same
+  # Rows of a document that was removed stay behind.
+  realm('corpus', 'remove', '--corpus', tmp_path / 'z', '--document', '1')
+  realm('export', '--workdir', trained, '--to', tmp_path / 'out_36')
+  left = tensors(tmp_path / 'out_36')['block_emb']
+  np.testing.assert_array_equal(left, np.delete(before['block_emb'], 1, 0))
   # Too few blocks for the rows.
   documents.write_text('{"title": "w1", "text": "w2 w3."}\n')
   realm(*prepare, '--output', tmp_path / 'few', '--block-length', 40)
@@ -406,9 +440,13 @@ def test_bad_verification_and_output(tmp_path, realm, source):
   gaps = np.array([[True, False] * 11] * 2)
   assert 'must be without gaps' in said(block_mask=gaps)
   (tmp_path / 'no.npz').write_text('no')
-  assert 'not an .npz file' in realm(
-    *flags, '--verify', tmp_path / 'no.npz', status=2
-  )
+  np.save(tmp_path / 'no.npy', np.zeros(3))
+  whole = (path / 'expected.npz').read_bytes()
+  (tmp_path / 'half.npz').write_bytes(whole[: len(whole) // 2])
+  for name in ('no.npz', 'no.npy', 'half.npz'):
+    assert f'{name}: not an .npz file' in realm(
+      *flags, '--verify', tmp_path / name, status=2
+    )
   assert not (tmp_path / 'w').exists()
   realm(*flags)
   assert 'holds files of something else' in realm(*flags, status=2)
