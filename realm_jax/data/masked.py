@@ -138,7 +138,10 @@ class MaskedSentenceSource:
 
 
 class _Holders:
-  """Which blocks of Z hold a sentence: sorted pairs of hash and block."""
+  """Which blocks of Z hold a sentence: sorted pairs of hash and block.
+
+  Blocks that were removed are found by nobody and excluded from nothing.
+  """
 
   def __init__(self, corpus):
     table = corpus.sentences
@@ -147,6 +150,8 @@ class _Holders:
       np.arange(corpus.num_blocks, dtype=np.int32),
       np.diff(table.block_offsets),
     )
+    alive_S = sentences.alive_rows(corpus)[block_S]
+    hash_S, block_S = hash_S[alive_S], block_S[alive_S]
     # Stable: blocks are ascending within a hash.
     by_hash_S = np.argsort(hash_S, kind='stable')
     hash_S, block_S = hash_S[by_hash_S], block_S[by_hash_S]

@@ -1,8 +1,11 @@
+import shutil
+
 import numpy as np
 import pytest
 from data_checks import TWICE, content, sentences_of, unmask
 
 from realm_jax import config as config_lib
+from realm_jax.corpus import change
 from realm_jax.corpus.prepare import prepare
 from realm_jax.corpus.store import Corpus
 from realm_jax.data.masked import MaskedSentenceSource
@@ -103,6 +106,27 @@ def test_x_that_is_not_z_still_excludes_the_same_sentence(corpus, text_corpus):
         found += 1
         assert (batch['exclude_BX'][row] >= 0).all()  # 17 blocks, capped
   assert found
+
+
+def test_removed_blocks_are_not_excluded(paths, corpus, tmp_path):
+  """They would take the places of living ones that hold the sentence."""
+  shutil.copytree(paths / 'z', tmp_path / 'z')
+  ids = [corpus.document_id(row) for row in range(0, corpus.num_blocks, 2)]
+  change.remove(str(tmp_path / 'z'), sorted(set(ids)))
+  alive_N = Corpus.open(str(tmp_path / 'z')).alive(0, corpus.num_blocks)
+  parts, blocks = all_sentences(corpus)
+  source = make(corpus, Corpus.open(str(tmp_path / 'z')))
+  batch = source[0]
+  for sentence, exclude_X in zip(
+    batch['sentence_B'], batch['exclude_BX'], strict=True
+  ):
+    holders = {
+      block
+      for part, block in zip(parts, blocks, strict=True)
+      if part == parts[sentence] and alive_N[block]
+    }
+    assert set(exclude_X[exclude_X >= 0].tolist()) <= holders
+    assert len(holders) > len(exclude_X) or len(holders) == sum(exclude_X >= 0)
 
 
 def test_long_sentences_keep_their_span(corpus):
