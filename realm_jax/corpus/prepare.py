@@ -7,6 +7,7 @@ import hashlib
 import json
 import multiprocessing
 import os
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
@@ -222,6 +223,12 @@ def _same_content(
       f'--output {output}: holds another corpus (of source '
       f'{manifest["source_digest"]}, not {source.hexdigest()}); choose another '
       'directory, or delete that one'
+    )
+  if len(manifest['generations']) > 1:
+    print(
+      f'prepare: {output}: was made of this input, and changed since by `realm '
+      'corpus`; it stays as it is',
+      file=sys.stderr,
     )
   return manifest
 

@@ -128,9 +128,16 @@ def read_tfds(name: str) -> Iterator[tuple[int, dict[str, Any]]]:
 
   dataset, _, split = name.removeprefix('tfds:').partition(':')
   try:
-    source = tfds.data_source(dataset, split=split or 'train')
-  except (ValueError, AttributeError, tfds.core.DatasetNotFoundError) as error:
-    # AttributeError: the data is there in a format without random access.
+    source = tfds.data_source(dataset, split=split or 'train', download=False)
+  except (
+    ValueError,
+    KeyError,
+    AssertionError,
+    tfds.core.DatasetNotFoundError,
+    # The data is there in a format without random access.
+    AttributeError,
+    NotImplementedError,
+  ) as error:
     reason = ' '.join(str(error).split())[:120]
     raise ValueError(
       f'{name}: cannot be read as tfds:NAME[/CONFIG][:SPLIT] in the '
@@ -174,15 +181,18 @@ def _read_wikiextractor(
 
 def _lines(path: str) -> Iterator[bytes]:
   """Lines of a file; at most a line and a chunk are held."""
-  number, rest = 0, b''
+  number = 0
+  begun: list[bytes] = []  # parts of a line that has not ended
   try:
     with epath.Path(path).open('rb') as file:
       chunks = iter(lambda: file.read(_CHUNK_BYTES), b'')
       for chunk in _decompress(path, chunks):
-        *lines, rest = (rest + chunk).split(b'\n')
+        *lines, rest = chunk.split(b'\n')
         for line in lines:
           number += 1
-          yield line
+          yield b''.join([*begun, line])
+          begun = []
+        begun.append(rest)
   except FileNotFoundError as error:
     raise ValueError(f'{path}: no such file') from error
   except IsADirectoryError as error:
@@ -197,7 +207,7 @@ def _lines(path: str) -> Iterator[bytes]:
     raise ValueError(
       f'{path}:{number + 1}: the compressed file is damaged ({error})'
     ) from error
-  if rest:
+  if rest := b''.join(begun):
     yield rest
 
 

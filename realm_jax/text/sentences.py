@@ -30,7 +30,8 @@ _OPENING = '"\'(\\[{\u00ab\u2018\u201c'
 _CLOSING = '"\')\\]}\u00bb\u2019\u201d'
 
 # Where a sentence may end: a mark, what closes with it, and space; or a line.
-_BREAK = re.compile(rf'([.!?\u2026]+)([{_CLOSING}]*)\s+|\n\s*')
+# Of many marks only the first is tried: else they take quadratic time.
+_BREAK = re.compile(rf'(?<![.!?\u2026])([.!?\u2026]+)([{_CLOSING}]*)\s+|\n\s*')
 # What may begin a sentence, and its first word.
 _BEGIN = re.compile(rf'[{_OPENING}]*[$\u00a3\u20ac#]?(\w+)(\.?)')
 _LAST_WORD = re.compile(r'[^\s"\'(\[{/\u2018\u201c\u2013\u2014-]*\Z')

@@ -12,6 +12,7 @@ import time
 import numpy as np
 import pytest
 
+from realm_jax.corpus import change
 from realm_jax.corpus.prepare import prepare
 from realm_jax.corpus.store import Corpus
 
@@ -144,7 +145,7 @@ def test_learns_a_vocabulary(tmp_path, write, story):
   assert prepare([path], str(tmp_path / 'a'), **options) == manifest
 
 
-def test_store_that_is_there_stays(tmp_path, vocab, write, story):
+def test_store_that_is_there_stays(tmp_path, vocab, write, story, capsys):
   path = write([story(n) for n in range(3)])
   other = write([story(4)], 'other.jsonl')
   output = str(tmp_path / 'c')
@@ -159,6 +160,12 @@ def test_store_that_is_there_stays(tmp_path, vocab, write, story):
     with pytest.raises(ValueError, match='holds another corpus'):
       prepare(inputs, output, **options)
   assert files_of(output) == before
+  assert not capsys.readouterr().err
+  change.add(output, [other])
+  changed = files_of(output)
+  prepare([path], output, vocab=vocab)
+  assert 'changed since by `realm corpus`' in capsys.readouterr().err
+  assert files_of(output) == changed
 
 
 def test_other_files_are_not_touched(tmp_path, vocab, write, story):

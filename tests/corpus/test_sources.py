@@ -206,6 +206,7 @@ READER = """
     'part': read('tiny_passages:train[1:]', 'tfds'),
     'split': read('tfds:tiny_passages:dev', 'jsonl'),
     'name': read('tfds:no_such_passages', 'jsonl'),
+    'absent': read('tfds:natural_questions_open', 'jsonl'),
     'tensorflow': 'tensorflow' in sys.modules,
   }))
 """
@@ -241,4 +242,6 @@ def test_tfds_dataset_without_tensorflow(tmp_path):
   assert found['part'] == texts[1:]
   assert "Unknown split 'dev'" in found['split']
   assert found['name'].startswith('tfds:no_such_passages: cannot be read')
+  # It is not fetched.
+  assert found['absent'].startswith('tfds:natural_questions_open: cannot be re')
   assert not found['tensorflow']
