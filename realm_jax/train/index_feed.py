@@ -35,6 +35,7 @@ class IndexFeed:
     index: the value that goes into the step (donated) and comes out of it.
     version: its number, or None when it belongs to another workdir.
     since: the step whose document embedder made it.
+    makes_versions: the trainer stops to make them.
   """
 
   def __init__(
@@ -70,6 +71,8 @@ class IndexFeed:
     # Before a version is built that cannot be used:
     shards.padded_rows(config, corpus.num_blocks, mesh)
     self._refreshes = not frozen and config.refresh.where != 'none'
+    in_process = config.refresh.where == 'in_process'
+    self.makes_versions = self._refreshes and in_process
     # Rolling swaps once, when all rows are replaced.
     self._copies = 1 + (self._refreshes and config.refresh.where != 'rolling')
     memory.check(

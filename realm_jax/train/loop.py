@@ -46,6 +46,7 @@ from realm_jax.workdir.metrics import MetricsWriter
 from realm_jax.workdir.run import Workdir
 
 Metrics = dict[str, Any]  # scalars; of pre-training also `sample`
+_FINITE = ('loss', 'gradient_norm')  # or the run ends
 Step = Callable[
   [TrainState, dict[str, jax.Array], Index | None, jax.Array],
   tuple[TrainState, Index | None, Metrics],
@@ -87,8 +88,8 @@ def train_loop(run: Run) -> int:
     0 when done, 75 when SIGTERM came and the state was saved.
 
   Raises:
-    FloatingPointError: the loss is not finite; names the first such step and
-      what its batch was made of. Nothing of it has been saved.
+    FloatingPointError: the loss or its gradient is not finite; names the first
+      such step and what its batch was made of. Nothing of it has been saved.
   """
   config = run.config
   first = int(run.state.step)
@@ -109,7 +110,7 @@ def train_loop(run: Run) -> int:
       ends = last or (stop and step > first)
       # Who sent SIGTERM may not wait for a version: the run that goes on from
       # here makes it. Without it the step has no score either.
-      hurries = ends and not last and config.refresh.where == 'in_process'
+      hurries = ends and not last and feed is not None and feed.makes_versions
       swapped = (
         feed is not None and not hurries and feed.swap(step, state.params, last)
       )
@@ -136,6 +137,7 @@ def train_loop(run: Run) -> int:
         or step % config.checkpoint_every == 0
         or (due and run.best)
       ):
+        log.flush()
         log.check()
         save(run, step, state, score)
       if ends:
@@ -174,6 +176,7 @@ def train_loop(run: Run) -> int:
 def _save_now(
   run: Run, log: '_Log', step: int, state: TrainState, score: float | None
 ) -> None:
+  log.flush()
   log.check()
   save(run, step, state, score)
   run.checkpoints.wait()
@@ -239,7 +242,8 @@ class _Log:
     self._run = run
     self._progress = progress
     self._pending: _Pending | None = None
-    self._unchecked: list[tuple[int, jax.Array]] = []  # step, its loss
+    # Step, and its numbers that must be finite.
+    self._unchecked: list[tuple[int, dict[str, jax.Array]]] = []
     self._since = (first, time.monotonic())
     self._warm = False
 
@@ -259,7 +263,8 @@ class _Log:
       since: the step that its index was made of.
     """
     self.flush()
-    self._unchecked.append((step, metrics['loss']))
+    watched = {name: metrics[name] for name in _FINITE}
+    self._unchecked.append((step, watched))
     if self._run.feed:
       self._run.feed.step_done(step, since)
     config = self._run.config
@@ -304,13 +309,17 @@ class _Log:
     self._write(step, values)
 
   def check(self) -> None:
-    """Raises FloatingPointError if a step's loss was not finite."""
+    """Raises FloatingPointError if a step's loss or gradient is not finite."""
     unchecked, self._unchecked = self._unchecked, []
-    losses = jax.device_get([loss for _, loss in unchecked])
-    for (step, _), loss in zip(unchecked, losses, strict=True):
-      if not math.isfinite(loss):
-        ids = ', '.join(self._run.ids(step - 1))
-        raise FloatingPointError(f'step {step}: the loss is {loss} on {ids}')
+    fetched = jax.device_get([watched for _, watched in unchecked])
+    for (step, _), watched in zip(unchecked, fetched, strict=True):
+      for name in _FINITE:
+        if not math.isfinite(watched[name]):
+          ids = ', '.join(self._run.ids(step - 1))
+          what = name.replace('_', ' ')
+          raise FloatingPointError(
+            f'step {step}: the {what} is {watched[name]} on {ids}'
+          )
 
   @contextlib.contextmanager
   def cause_first(self) -> Iterator[None]:

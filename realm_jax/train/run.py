@@ -93,16 +93,17 @@ def _set_up(
   evaluate, best, every = _evaluation(stage, config, corpus, mesh, source)
   _agree(stage, config, corpus, text)
   # Before the workdir is made: an init_from that is refused leaves none.
-  resumed: bool = processes.from_first(bool(checkpoints_lib.steps(path)))
   state = None
-  if not resumed:
+  if not _has_steps(path):
     check_vocabulary(config, corpus)
     state = _initial_state(stage, config, mesh)
   workdir = stack.enter_context(_workdir(path, stage, config, corpus, text))
+  # Under its lock: a trainer that ended just now may have saved its first one.
+  resumed = _has_steps(path)
   saved = checkpoints_lib.Checkpoints(
     workdir.path, config.keep_checkpoints, keep_best=best is not None
   )
-  if state is None:
+  if state is None or resumed:
     state = _resumed_state(workdir, config, mesh, saved)
   frozen = stage == 'finetune' and not config.train_document_embedder
   step = int(state.step)
@@ -153,11 +154,19 @@ def _set_up(
     eval_every=every,
     best=best,
   )
-  if not resumed and (stage == 'pretrain' or (feed is not None and not frozen)):
+  own = feed is not None and (not frozen or feed.version is not None)
+  if not resumed and (stage == 'pretrain' or own):
     # The state that version 1 belongs to; a refresher takes it as the sign
     # that the first version is out.
     save(run, 0, state)
   return run
+
+
+def _has_steps(path: str) -> bool:
+  """Whether there is a run to go on with; the first process looks."""
+  return processes.from_first(
+    processes.is_first() and bool(checkpoints_lib.steps(path))
+  )
 
 
 def _logs(

@@ -53,10 +53,16 @@ class VersionMaker:
     self._newest = since
     if self._config.refresh.where != 'in_process':
       return
-    index, made = self._workdir.index, {}
-    for manifest in versions.readable(index):
-      if since < manifest.checkpoint_step <= step:
-        made[manifest.checkpoint_step] = manifest
+    index = self._workdir.index
+    found = [
+      manifest.version
+      for manifest in (versions.readable(index) if processes.is_first() else ())
+      if since < manifest.checkpoint_step <= step
+    ]
+    made = {}
+    for version in processes.from_first(found):
+      manifest = versions.read_manifest(index, version)
+      made[manifest.checkpoint_step] = manifest
     self._newest = max(made, default=since)
     self._waiting = [made[step] for step in sorted(made)]
 

@@ -4,6 +4,7 @@ import os
 import signal
 import time
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import small_runs
@@ -12,7 +13,9 @@ from realm_jax.corpus.store import Corpus
 from realm_jax.data.ict import IctSource
 from realm_jax.index import build
 from realm_jax.index.refresh import refresh
+from realm_jax.train import losses as losses_lib
 from realm_jax.train import refresh_policy
+from realm_jax.train import run as run_lib
 from realm_jax.train.run import train
 from realm_jax.workdir import checkpoints, files, versions
 from realm_jax.workdir.digest import tree_digest
@@ -308,6 +311,63 @@ def test_a_loss_that_is_no_number_stops_before_it_is_saved(
   assert not (tmp_path / 'w' / 'finished.json').exists()
   lines = files.read_lines(tmp_path / 'w' / 'metrics.jsonl')
   assert all(np.isfinite(line['loss']) for line in lines)
+
+
+def test_a_gradient_that_is_no_number_is_not_saved(
+  tmp_path, corpus, monkeypatch
+):
+  right = losses_lib.token_log_probs
+
+  def without_gradient(*arguments):
+    return right(*arguments) + jnp.sqrt(0 * right(*arguments))
+
+  monkeypatch.setattr(losses_lib, 'token_log_probs', without_gradient)
+  config = small_runs.make_config(corpus, num_steps=1)
+  with pytest.raises(
+    FloatingPointError, match=r'^step 1: the gradient norm is'
+  ):
+    train('mlm', config, str(tmp_path / 'w'))
+  assert checkpoints.steps(tmp_path / 'w') == []
+
+
+def test_fine_tuning_goes_on_with_the_index_that_it_made(tmp_path, corpus):
+  """Without an index to start with; its embedder never trains."""
+  asked = small_runs.write_lines(
+    tmp_path / 'q.jsonl', [small_runs.question(n) for n in range(8)]
+  )
+  path = tmp_path / 'w'
+  for steps in (2, 3):
+    config = small_runs.make_config(corpus, questions=asked, num_steps=steps)
+    assert train('finetune', config, str(path)) == 0
+  assert [line['version'] for line in read_swaps(path)] == [1, 1]
+  config = small_runs.make_config(
+    corpus, questions=asked, num_steps=1, index_from=str(path)
+  )
+  assert train('finetune', config, str(tmp_path / 'other')) == 0
+  (swap,) = read_swaps(tmp_path / 'other')
+  assert swap['index'] == str(path / 'index')
+
+
+def test_a_trainer_that_waited_for_the_lock_goes_on(
+  tmp_path, corpus, monkeypatch
+):
+  """The one before saved its first step while the new one was set up."""
+  config = small_runs.make_config(corpus, num_steps=2)
+  path, told = tmp_path / 'w', []
+  initial = run_lib._initial_state
+
+  def late(*arguments):
+    with monkeypatch.context() as patch:
+      patch.setattr(run_lib, '_initial_state', initial)
+      assert train('ict', config, str(path)) == 0
+    told.append((path / 'metrics.jsonl').read_text())
+    return initial(*arguments)
+
+  monkeypatch.setattr(run_lib, '_initial_state', late)
+  longer = small_runs.make_config(corpus, num_steps=3)
+  assert train('ict', longer, str(path)) == 0
+  assert (path / 'metrics.jsonl').read_text().startswith(told[0])
+  assert checkpoints.steps(path)[-1] == 3
 
 
 def test_a_loss_that_is_no_number_is_told_of_before_what_it_breaks(
