@@ -1,14 +1,21 @@
 """metrics.jsonl, swaps.jsonl and TensorBoard events of a run."""
 
+import contextlib
 import math
-from collections.abc import Mapping
+import sys
+import time
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
-import tensorboardX
 from etils import epath
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.proto.summary_pb2 import Summary
 
 from realm_jax.workdir import files
+
+_FLUSH_SECONDS = 30.0  # of events
 
 
 class MetricsWriter:
@@ -23,9 +30,8 @@ class MetricsWriter:
   def __init__(self, path: epath.PathLike, resumed_step: int | None = None):
     path = epath.Path(path)
     self._lines = open_log(path / 'metrics.jsonl', resumed_step)
-    first = 0 if resumed_step is None else resumed_step + 1
-    self._events = tensorboardX.SummaryWriter(
-      str(path), purge_step=first, flush_secs=30
+    self._events = _Events(
+      path, 0 if resumed_step is None else resumed_step + 1
     )
 
   def write(self, step: int, values: Mapping[str, Any]) -> None:
@@ -36,15 +42,71 @@ class MetricsWriter:
       values: scalars (also of numpy and jax), text, lists of scalars; numbers
         that are not finite are written as null.
     """
-    line = {'step': step} | {name: plain(v) for name, v in values.items()}
-    self._lines.append(line)
-    for name, value in line.items():
-      number = isinstance(value, int | float) and not isinstance(value, bool)
-      if number and name != 'step':
-        self._events.add_scalar(name, value, step)
+    line = {name: plain(v) for name, v in values.items()}
+    self._lines.append({'step': step} | line)
+    numbers = {
+      name: value
+      for name, value in line.items()
+      if isinstance(value, int | float) and not isinstance(value, bool)
+    }
+    self._events.write(step, numbers)
 
   def close(self) -> None:
     self._events.close()
+
+
+class _Events:
+  """TensorBoard's file. A run goes on without it: its lines are the record.
+
+  tensorboardX's own SummaryWriter writes in a thread; once that has failed, who
+  writes waits for it forever.
+
+  Args:
+    path: the workdir.
+    first: events of this step and later ones, of a run that died, are void.
+  """
+
+  def __init__(self, path: epath.Path, first: int):
+    self._writer: EventsWriter | None = None
+    self._flushed = time.monotonic()
+    with self._told():
+      self._writer = EventsWriter(str(path / 'events'))
+      start = SessionLog(status=SessionLog.START)
+      self._writer.write_event(
+        Event(wall_time=time.time(), step=first, session_log=start)
+      )
+
+  def write(self, step: int, numbers: dict[str, float]) -> None:
+    with self._told():
+      if self._writer is None:
+        return
+      values = [
+        Summary.Value(tag=name, simple_value=number)
+        for name, number in numbers.items()
+      ]
+      self._writer.write_event(
+        Event(wall_time=time.time(), step=step, summary=Summary(value=values))
+      )
+      if time.monotonic() - self._flushed > _FLUSH_SECONDS:
+        self._writer.flush()  # a bucket takes the whole file each time
+        self._flushed = time.monotonic()
+
+  def close(self) -> None:
+    with self._told():
+      if self._writer is not None:
+        self._writer.close()
+
+  @contextlib.contextmanager
+  def _told(self) -> Iterator[None]:
+    """An error, of whatever kind the store has, ends the events alone."""
+    try:
+      yield
+    except Exception as error:
+      writer, self._writer = self._writer, None
+      if writer is not None:
+        with contextlib.suppress(Exception):
+          writer.close()
+      print(f'no more TensorBoard events: {error}', file=sys.stderr, flush=True)
 
 
 class SwapLog:

@@ -1,8 +1,8 @@
 import json
-import os
 
 import jax.numpy as jnp
 import numpy as np
+from tensorboardX.proto.event_pb2 import Event, SessionLog
 
 from realm_jax.workdir import metrics
 
@@ -29,7 +29,36 @@ def test_a_line_is_there_at_once_with_null_for_nan(tmp_path):
     'alarm': True,
   }
   writer.close()
-  assert any('tfevents' in name for name in os.listdir(tmp_path))
+  (path,) = tmp_path.glob('events.out.tfevents.*')
+  _, start, event = events(path)
+  assert start.session_log.status == SessionLog.START
+  found = {value.tag: value.simple_value for value in event.summary.value}
+  assert (event.step, found) == (5, {'loss': 0.5})
+
+
+def events(path):
+  data, found = path.read_bytes(), []
+  while data:
+    size = int.from_bytes(data[:8], 'little')
+    found.append(Event.FromString(data[12 : 12 + size]))
+    data = data[16 + size :]
+  return found
+
+
+def test_events_that_cannot_be_written_end_alone(tmp_path, monkeypatch, capsys):
+  writer = metrics.MetricsWriter(tmp_path)
+
+  def full(*_):
+    raise OSError('no space left')
+
+  monkeypatch.setattr(metrics.EventsWriter, 'write_event', full)
+  for step in range(1, 31):
+    writer.write(step, {'loss': step})
+  writer.close()
+  lines = (tmp_path / 'metrics.jsonl').read_text().splitlines()
+  assert len(lines) == 30
+  said = capsys.readouterr().err
+  assert said == 'no more TensorBoard events: no space left\n'
 
 
 def test_resume_drops_what_the_checkpoint_does_not_have(tmp_path):
