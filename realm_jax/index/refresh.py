@@ -38,6 +38,8 @@ _STOP = 'refresh/stop'
 # In the workdir: the step that the trainer wants a version of (policy
 # adaptive, or no version is left), and versions that it found damaged.
 REQUEST = 'refresh_request.json'
+# The newest step that can have no version: the trainer must not wait for it.
+PASSED_OVER = 'refresh_passed_over.json'
 
 
 def refresh(path: str, follow: bool) -> int:
@@ -211,6 +213,8 @@ class _Job:
       ValueError: the last checkpoint was passed over.
     """
     corpus = Corpus.open(self._config.corpus, self._pinned())
+    if processes.is_first():  # an earlier refresher's, which may be mended
+      (self._workdir.path / PASSED_OVER).unlink(missing_ok=True)
     places = [self._workdir.index]
     if self._workdir.shared_index:  # the trainer may have started with it
       places.append(self._workdir.shared_index)
@@ -230,6 +234,8 @@ class _Job:
       except (build.Refused, checkpoints.Damaged) as error:
         processes.say(f'refresh: step {step} has no version: {error}')
         self._passed_over, self._problem = step, error
+        if processes.is_first():
+          files.write_json(self._workdir.path / PASSED_OVER, {'step': step})
       except build.Unpublished as error:
         processes.say(f'refresh: step {step} has no version: {error}')
         self._stop.wait(_RETRY_POLLS * self._config.refresh.poll_seconds)

@@ -13,7 +13,7 @@ from realm_jax.config import Config
 from realm_jax.corpus.store import Corpus
 from realm_jax.index import approximate, load, memory, shards, write
 from realm_jax.index.follow import Follower, Ready
-from realm_jax.index.refresh import REQUEST
+from realm_jax.index.refresh import PASSED_OVER, REQUEST
 from realm_jax.index.scann_host import HostIndex, Searchers
 from realm_jax.index.search import Index
 from realm_jax.parallel import processes
@@ -186,8 +186,14 @@ class IndexFeed:
       self._probed = {}
     return values
 
-  def refresher_lives(self) -> bool:
-    return leases.refresher_lives(self._workdir.path)
+  def refresher_works_on(self, step: int) -> bool:
+    """Whether a version of a saved step can come."""
+    if not leases.refresher_lives(self._workdir.path):
+      return False
+    passed_over = self._workdir.path / PASSED_OVER
+    return not (
+      passed_over.exists() and files.read_json(passed_over)['step'] >= step
+    )
 
   def digest(self, params: dict[str, Any]) -> str:
     """What says whose index fits: that of the document embedder.

@@ -61,9 +61,10 @@ def too_stale(refresh: RefreshConfig, step: int, since: int) -> bool:
 class Patience:
   """Waits, by the policy `bounded`, until the index is new enough.
 
-  Ends without it when SIGTERM came or no refresher is there (one that died on
-  another machine is missed a quarter of an hour later): training goes on with
-  the index it has, and looks for a refresher again some steps later.
+  Ends without it when SIGTERM came, or no refresher is there (one that died on
+  another machine is missed a quarter of an hour later), or it passed the step
+  over (a version below index.min_recall, a damaged checkpoint): training goes
+  on with the index it has, and looks for a refresher again some steps later.
   """
 
   def __init__(self, refresh: RefreshConfig):
@@ -99,11 +100,12 @@ class Patience:
     said = False
     while too_stale(self._refresh, step, feed.since):
       if not processes.from_first(
-        processes.is_first() and feed.refresher_lives()
+        processes.is_first() and feed.refresher_works_on(step)
       ):
         processes.say(
-          f'step {step}: no refresher is running; goes on with an index of '
-          f'step {feed.since}, past refresh.max_staleness_steps {limit}'
+          f'step {step}: no refresher is running, or it cannot make a version '
+          f'of this step; goes on with an index of step {feed.since}, past '
+          f'refresh.max_staleness_steps {limit}'
         )
         self._look_again = step + max(1, round(_LOOK_AGAIN * limit))
         return False

@@ -16,7 +16,7 @@ from realm_jax import config as config_lib
 from realm_jax.corpus import change
 from realm_jax.index import build
 from realm_jax.index.follow import Follower
-from realm_jax.index.refresh import refresh
+from realm_jax.index.refresh import PASSED_OVER, refresh
 from realm_jax.workdir import checkpoints, files, leases, rows, versions
 from realm_jax.workdir.run import Workdir
 
@@ -295,6 +295,8 @@ def test_a_version_that_is_refused_does_not_end_a_refresher(
   monkeypatch.setattr(build, '_check_recall', refuse)
   assert refresh(str(workdir.path), follow=True) == 0
   assert 'step 3 has no version: recall@8 0.5' in capsys.readouterr().err
+  # The trainer reads it, lest it waits for that version.
+  assert files.read_json(workdir.path / PASSED_OVER) == {'step': 3}
   assert [x.checkpoint_step for x in manifests(workdir)] == [5]
 
 

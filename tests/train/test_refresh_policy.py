@@ -1,10 +1,15 @@
 """When versions are made, taken and waited for."""
 
+import types
+
 import pytest
 
 from realm_jax import config as config_lib
+from realm_jax.index.refresh import PASSED_OVER
 from realm_jax.refresh_config import RefreshConfig
+from realm_jax.train.index_feed import IndexFeed
 from realm_jax.train.refresh_policy import Patience, make_due, take_due
+from realm_jax.workdir import files, leases
 
 
 def made(steps, last, fresh=1.0, **keys):
@@ -50,7 +55,8 @@ class Feed:
     self.since, self.lives, self.after = since, lives, after
     self.calls = []
 
-  def refresher_lives(self):
+  def refresher_works_on(self, step):
+    del step
     self.calls.append('lives?')
     return self.lives
 
@@ -87,12 +93,25 @@ def test_bounded_ends_without_a_refresher(capsys):
   assert not wait(feed, 25, patience)
   assert feed.calls == ['lives?']
   said = capsys.readouterr().err
-  assert said.startswith('step 25: no refresher is running; goes on with')
+  assert said.startswith('step 25: no refresher is running, or it cannot')
   assert not wait(feed, 26, patience)  # it does not look at every step
   assert feed.calls == ['lives?']
   feed.lives = True
   assert not wait(feed, 27, patience)
   assert 'swap' in feed.calls
+
+
+def test_a_step_that_was_passed_over_is_not_waited_for(tmp_path):
+  feed = types.SimpleNamespace(_workdir=types.SimpleNamespace(path=tmp_path))
+
+  def works_on(step):
+    return IndexFeed.refresher_works_on(feed, step)
+
+  assert not works_on(5)
+  with leases.hold(tmp_path, 'refresher'):
+    assert works_on(5)
+    files.write_json(tmp_path / PASSED_OVER, {'step': 4})
+    assert works_on(5) and not works_on(4)
 
 
 def test_bounded_ends_on_sigterm():
