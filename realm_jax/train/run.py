@@ -103,6 +103,8 @@ def _set_up(
   saved = checkpoints_lib.Checkpoints(
     workdir.path, config.keep_checkpoints, keep_best=best is not None
   )
+  if processes.alone():  # else others may be gone, whom a save waits for
+    stack.callback(saved.settle)
   if state is None or resumed:
     state = _resumed_state(workdir, config, mesh, saved)
   frozen = stage == 'finetune' and not config.train_document_embedder

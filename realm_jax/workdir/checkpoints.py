@@ -63,6 +63,7 @@ class Checkpoints:
         todelete_subdir=_DELETED,
       ),
     )
+    self._closed = False
     self._deletion: threading.Thread | None = None
     self._unrecorded: list[dict[str, Any]] = []
     if self._primary:
@@ -183,9 +184,16 @@ class Checkpoints:
     both = {key: leaf for key, leaf in abstract.items() if key in saved}
     return trees.load(directory, both, partial=True, strict=not padded)
 
+  def settle(self) -> None:
+    """Lets a save come to its end before the run ends with an error."""
+    if not self._closed:
+      with contextlib.suppress(OSError):  # the run has one to tell already
+        self.wait()
+
   def close(self) -> None:
     """Waits as `wait` does, and ends the threads."""
     self.wait()
+    self._closed = True
     self._manager.close()
     if self._deletion is not None:
       self._deletion.join()

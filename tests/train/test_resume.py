@@ -217,6 +217,29 @@ def test_sigterm_while_the_last_step_is_saved(tmp_path, corpus, monkeypatch):
   assert checkpoints.steps(tmp_path / 'w') == [6]
 
 
+def test_an_error_waits_for_what_is_being_saved(tmp_path, corpus, monkeypatch):
+  calls = []
+  for name in ('save', 'wait'):
+    call = getattr(checkpoints.Checkpoints, name)
+
+    def note(*arguments, name=name, call=call, **keywords):
+      calls.append(name)
+      call(*arguments, **keywords)
+
+    monkeypatch.setattr(checkpoints.Checkpoints, name, note)
+
+  def write(self, step, values):
+    if step == 3:
+      fail()
+
+  monkeypatch.setattr(MetricsWriter, 'write', write)
+  config = small_runs.make_config(corpus, checkpoint_every=2)
+  with pytest.raises(RuntimeError, match='dies'):
+    train('ict', config, str(tmp_path / 'w'))
+  assert calls == ['save', 'wait', 'wait']  # a save waits for the one before
+  assert checkpoints.steps(tmp_path / 'w') == [2]
+
+
 def test_a_version_made_after_the_checkpoint_is_not_made_again(
   tmp_path, corpus, monkeypatch
 ):
