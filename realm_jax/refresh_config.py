@@ -125,6 +125,13 @@ class RefreshConfig:
     """Whether the step writes into the index, which is then saved with it."""
     return self.write_back or self.priority_rows > 0 or self.where == 'rolling'
 
+  def index_copies(self) -> int:
+    """Versions that the devices hold at a time: 2 where one is swapped in.
+
+    Rolling swaps once, when all rows are replaced.
+    """
+    return 2 if self.where in ('separate', 'in_process') else 1
+
   def writes_level(self) -> bool:
     """Whether rows are written as of one age with the others (write.py).
 

@@ -53,9 +53,8 @@ def layouts(block_length: int, vocab_size: int) -> dict[str, Layout]:
     span [P, 2]: start and end in the block's body, in wordpieces.
     removed: numbers of blocks that were removed, in the order of removal.
   """
-  token_type = 'uint16' if vocab_size <= 1 << 16 else 'int32'
   return {
-    'tokens': Layout(block_length, token_type, 8192, 32),
+    'tokens': Layout(block_length, token_type(vocab_size), 8192, 32),
     'block': Layout(3, 'int64', 65536, 1024),
     'text': Layout(0, 'uint8', 1 << 22, 1 << 14),
     'document': Layout(2, 'int64', 65536, 1024),
@@ -65,6 +64,11 @@ def layouts(block_length: int, vocab_size: int) -> dict[str, Layout]:
     'span': Layout(2, 'int32', 1 << 18, 1 << 14),
     'removed': Layout(0, 'int64', 65536, 4096),
   }
+
+
+def token_type(vocab_size: int) -> str:
+  """The type of token ids, in a store and in the index's token table."""
+  return 'uint16' if vocab_size <= 1 << 16 else 'int32'
 
 
 def create(path: str, name: str, layout: Layout) -> None:

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 
 from realm_jax import config as config_lib
 from realm_jax.config import Config
+from realm_jax.corpus.arrays import token_type
 from realm_jax.index import scann_build, shards
 
 _GIB = 2**30
@@ -40,7 +41,7 @@ def device_bytes(
     tiles = scann_build.num_tiles(size, leaves, options.soar_lambda)
     # Codes and row numbers, and a center of each tile.
     version += own * tiles * (scann_build.TILE * (dim + 4) + dim * 4)
-  token_bytes = 2 if config.model.vocab_size <= 2**16 else 4
+  token_bytes = jnp.dtype(token_type(config.model.vocab_size)).itemsize
   table = rows * block_length * token_bytes
   refresh = config.refresh
   written = refresh.changes_rows() + (refresh.priority_rows > 0)

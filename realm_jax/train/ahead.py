@@ -11,6 +11,7 @@ from jax.experimental import topologies
 from jax.sharding import NamedSharding
 
 from realm_jax.config import Config
+from realm_jax.corpus.arrays import token_type
 from realm_jax.index import approximate, scann, shards
 from realm_jax.index.search import Index
 from realm_jax.model import parts
@@ -149,7 +150,7 @@ def _index(
     array((), jnp.bool_),
     array(
       (block_length,),
-      jnp.uint16,
+      token_type(config.model.vocab_size),
       mesh_lib.padded_rows(num_rows, mesh),
       on_host=config.index.token_table == 'host',
     ),

@@ -73,8 +73,7 @@ class IndexFeed:
     self._refreshes = not frozen and config.refresh.where != 'none'
     in_process = config.refresh.where == 'in_process'
     self.makes_versions = self._refreshes and in_process
-    # Rolling swaps once, when all rows are replaced.
-    self._copies = 1 + (self._refreshes and config.refresh.where != 'rolling')
+    self._copies = config.refresh.index_copies() if self._refreshes else 1
     memory.check(
       config, corpus.num_blocks, corpus.block_length, mesh, self._copies
     )

@@ -15,10 +15,11 @@ import jax
 import jax.numpy as jnp
 
 from realm_jax.config import Config
+from realm_jax.corpus.arrays import token_type
 from realm_jax.index import memory
 from realm_jax.model import parts as parts_lib
 from realm_jax.parallel import mesh as mesh_lib
-from realm_jax.train import ahead, losses, pretrain
+from realm_jax.train import ahead, losses, pretrain, refresh_policy, renew
 from realm_jax.train.collectives import bytes_sent
 from realm_jax.train.flops import bert_flops, pretrain_flops
 from realm_jax.train.hardware import Topology
@@ -60,24 +61,29 @@ def plan(
     config: of the run.
     corpus: size of Z.
     topology: of the trainer.
-    refresher: of the refresh job; None: a quarter of the trainer's chips.
+    refresher: of the refresh job (`refresh.where` separate); None: a quarter
+      of the trainer's chips.
     efficiency: share of the peak that is taken to be reached.
     compile: compile the step for the topology, a TPU's.
 
   Returns:
     Bytes are of one device, but for `index_version_bytes` (on disk);
     `flops_per_step` and chips of all; collective bytes what a device sends.
-    A version is `staleness_steps_estimate` steps old when it comes in, and
-    twice that when the next one does.
+    What `refresh_*` and `staleness_steps_estimate` are says `_refresh`.
 
   Raises:
     ValueError: the mesh or the batch does not fit the topology; `compile`
-      without a TPU compiler or for a GPU.
+      without a TPU compiler or for a GPU; a refresher where there is none.
   """
   if config.num_candidates - 1 > corpus.blocks:
     raise ValueError(
       f'config.num_candidates: {config.num_candidates} (null included), but '
       f'there are {corpus.blocks} blocks'
+    )
+  if refresher is not None and config.refresh.where != 'separate':
+    raise ValueError(
+      f'--refresh-topology {refresher.text}: config.refresh.where is '
+      f'{config.refresh.where}, there is no refresh job'
     )
   mesh = _abstract_mesh(config, topology)
   state = jax.eval_shape(functools.partial(ahead.random_state, config))
@@ -91,7 +97,7 @@ def plan(
   if topology.slices > 1:
     living += _between_slices_bytes(config)
   if topology.is_tpu:
-    living = max(living, _token_copy_bytes(corpus, topology.devices))
+    living = max(living, _token_copy_bytes(config, corpus, topology.devices))
   parts['activations'] = round(_PACKING * living)
   collectives = _collective_bytes(config, corpus, state.params, mesh)
   if compile:
@@ -103,11 +109,6 @@ def plan(
   total = sum(parts.values())
   flops = pretrain_flops(config, corpus.block_length, corpus.blocks)
   step_seconds = flops / (topology.flops * efficiency)
-  embed = bert_flops(config.model, corpus.blocks, corpus.block_length)
-  refresher_flops, refresher_chips = topology.flops / 4, topology.chips / 4
-  if refresher is not None:
-    refresher_flops, refresher_chips = refresher.flops, refresher.chips
-  refresh_seconds = embed / (refresher_flops * efficiency * _REFRESH_SHARE)
   return {
     'topology': topology.text,
     'chips': topology.chips,
@@ -125,10 +126,51 @@ def plan(
     'collective_bytes_per_step_by_kind': collectives,
     'assumed_efficiency': efficiency,
     'step_seconds_estimate': step_seconds,
-    'refresh_chips': refresher_chips,
-    'refresh_seconds_estimate': refresh_seconds,
-    'staleness_steps_estimate': refresh_seconds / step_seconds,
+    **_refresh(config, corpus, topology, refresher, efficiency, step_seconds),
     'index_version_bytes': _version_bytes(config, corpus),
+  }
+
+
+def _refresh(
+  config: Config,
+  corpus: Corpus,
+  topology: Topology,
+  refresher: Topology | None,
+  efficiency: float,
+  step_seconds: float,
+) -> dict[str, Any]:
+  """The chips that renew the index, the seconds that takes, and how old it is.
+
+  By `refresh.where`:
+
+  separate: the seconds from a checkpoint to its version, which is so old when
+    it comes in (`staleness_steps_estimate`), and twice that when the next does.
+  in_process: the seconds that training stops; the age that an index reaches.
+  rolling: the seconds of a round, in which training goes on; the age of the
+    oldest row.
+  none: no chips, no seconds (None); the age after the last step.
+  """
+  refresh = config.refresh
+  chips, flops = topology.chips / 4, topology.flops / 4
+  if refresh.where == 'in_process':
+    chips, flops = topology.chips, topology.flops
+  elif refresher is not None:
+    chips, flops = refresher.chips, refresher.flops
+  embed = bert_flops(config.model, corpus.blocks, corpus.block_length)
+  seconds: float | None = embed / (flops * efficiency * _REFRESH_SHARE)
+  if refresh.where == 'separate':
+    age = seconds / step_seconds
+  elif refresh.where == 'in_process':
+    age = refresh_policy.longest(refresh, config.num_steps) + refresh.delay()
+  elif refresh.where == 'rolling':
+    turns = renew.rounds(corpus.blocks, refresh.rows_per_step)
+    chips, seconds, age = topology.chips, turns * step_seconds, turns + 1
+  else:
+    chips, seconds, age = 0, None, config.num_steps
+  return {
+    'refresh_chips': chips,
+    'refresh_seconds_estimate': seconds,
+    'staleness_steps_estimate': age,
   }
 
 
@@ -187,7 +229,9 @@ def _index_bytes(
   return {
     'index': parts['version'] + parts['valid'],
     'second_index_buffer': (
-      parts['version'] if config.num_candidates > 1 else 0
+      (config.refresh.index_copies() - 1) * parts['version']
+      if config.num_candidates > 1
+      else 0
     ),
     'token_table': parts['token_table'],
   }
@@ -226,13 +270,14 @@ def _between_slices_bytes(config: Config) -> int:
   return _WORD_TABLES * config.model.vocab_size * config.model.hidden_size * 4
 
 
-def _token_copy_bytes(corpus: Corpus, devices: int) -> int:
+def _token_copy_bytes(config: Config, corpus: Corpus, devices: int) -> int:
   """XLA keeps the token table by columns on a TPU, and gathers from a copy.
 
   That is gone before the candidates are read.
   """
   rows = -(-corpus.blocks // devices)
-  return rows * math.ceil(corpus.block_length / _LANES) * _LANES * 2
+  row = math.ceil(corpus.block_length / _LANES) * _LANES
+  return rows * row * jnp.dtype(token_type(config.model.vocab_size)).itemsize
 
 
 def _towers(

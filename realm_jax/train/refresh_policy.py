@@ -3,6 +3,7 @@
 What each policy means stands in refresh_config.py.
 """
 
+import itertools
 import time
 from collections.abc import Callable
 from typing import Any
@@ -34,6 +35,22 @@ def make_due(
   if step % refresh.every:
     return False
   return refresh.policy != 'adaptive' or freshness() < refresh.min_overlap
+
+
+def longest(refresh: RefreshConfig, num_steps: int) -> int:
+  """In process: the most steps between two versions (adaptive: the least).
+
+  Args:
+    refresh: the config.
+    num_steps: of the run.
+  """
+  due = [
+    step
+    for step in range(1, num_steps)
+    if make_due(refresh, step, False, lambda: 0.0)
+  ]
+  steps = [0, *due, num_steps]
+  return max(after - before for before, after in itertools.pairwise(steps))
 
 
 def take_due(refresh: RefreshConfig, step: int, swapped: int) -> bool:

@@ -64,6 +64,63 @@ def test_more_devices_hold_less_each_and_gpus_are_estimated(capsys):
   )
 
 
+def test_where_the_index_is_renewed(capsys):
+  flags = ['--topology=gpu:h100:64', '--config.num_steps=20_000']
+  found = {
+    where: plan(capsys, *flags, f'--config.refresh.where={where}')[1]
+    for where in ('separate', 'in_process', 'rolling', 'none')
+  }
+  chips, seconds, age, copies = (
+    {where: found[where][name] for where in found}
+    for name in (
+      'refresh_chips',
+      'refresh_seconds_estimate',
+      'staleness_steps_estimate',
+      'second_index_buffer_bytes_per_device',
+    )
+  )
+  assert list(chips.values()) == [16, 64, 64, 0]
+  assert seconds['separate'] == pytest.approx(4 * seconds['in_process'])
+  rows = -(-13_353_718 // 64)
+  assert list(copies.values()) == [rows * 256, rows * 256, 0, 0]
+  # By hand: 13,353,718 rows, 128 a step.
+  assert (age['in_process'], age['rolling'], age['none']) == (
+    500,
+    104_327,
+    20_000,
+  )
+  assert seconds['rolling'] == pytest.approx(
+    104_326 * found['rolling']['step_seconds_estimate']
+  )
+  assert seconds['none'] is None
+  # 128 of the 512 x (7 x 288 + 8 x 350) wordpieces more, forward alone.
+  more = found['rolling']['flops_per_step'] / found['none']['flops_per_step']
+  assert more == pytest.approx(1 + 128 * 288 / (512 * 4_816 * 3), rel=2e-3)
+
+
+def test_how_old_a_version_made_in_process_gets(capsys):
+  flags = ['--topology=gpu:h100:64', '--config.refresh.where=in_process']
+  flags += ['--config.num_steps=3_000', '--config.refresh.policy']
+
+  def age(policy, *more):
+    _, found = plan(capsys, *flags, policy, *more)
+    return found['staleness_steps_estimate']
+
+  schedule = '--config.refresh.schedule=0:100,1000:300,2000:0'
+  assert age('schedule', schedule) == 1_100  # from step 1,900 on
+  delay = '--config.refresh.delay_steps=70'
+  assert age('simulate_delay', delay) == 570
+
+
+def test_a_large_vocabulary_takes_larger_token_ids(capsys):
+  flags = ['--topology=gpu:h100:64', '--config.model.vocab_size']
+  small, large = (
+    plan(capsys, *flags, str(size))[1]['token_table_bytes_per_device']
+    for size in (65_536, 65_537)
+  )
+  assert large == 2 * small
+
+
 def test_a_corpus_that_is_there_gives_its_size(capsys, tmp_path):
   corpus = small_runs.make_corpus(tmp_path)
   config = small_runs.write_experiment(tmp_path / 'x.py', corpus)
@@ -103,6 +160,14 @@ def test_a_corpus_that_is_there_gives_its_size(capsys, tmp_path):
     (
       ['--topology=v4:2x2x2', '--config.batch_size=8'],
       'batch_size: 8 is not a multiple of mesh.data 16',
+    ),
+    (
+      [
+        '--topology=v4:2x2x4',
+        '--refresh-topology=v4:2x2x1',
+        '--config.refresh.where=rolling',
+      ],
+      '--refresh-topology v4:2x2x1: config.refresh.where is rolling, there is',
     ),
     (['--topology=gpu:h100:8', '--compile'], '--topology gpu:h100:8: only'),
   ],
