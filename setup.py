@@ -18,6 +18,7 @@ setuptools.setup(
   description='REALM: retrieval-augmented language model pre-training in JAX',
   license='Apache-2.0',
   packages=setuptools.find_packages(include=['realm_jax', 'realm_jax.*']),
+  package_data={'realm_jax.evaluate': ['report.html']},
   entry_points={'console_scripts': ['realm = realm_jax.cli:main']},
   python_requires='>=3.11',
   install_requires=[
@@ -27,6 +28,7 @@ setuptools.setup(
     'grain>=0.2.18',
     'importlib_resources',  # tensorflow-datasets imports it undeclared
     'jax>=0.10.2',
+    'jinja2',
     'matplotlib',
     'ml_collections',
     'numpy>=2',

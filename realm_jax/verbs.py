@@ -167,14 +167,24 @@ def _corpus(verb: Parser) -> None:
 def _evaluate(verb: Parser) -> _Run:
   need_workdir(verb)
   need(verb, '--questions FILE', 'questions with answers')
-  need(verb, '--output DIR', 'for metrics.json and predictions.jsonl')
+  help = 'for metrics.json, predictions.jsonl and report.html'
+  need(verb, '--output DIR', help)
   checkpoint(verb)
+  help = 'each new checkpoint, until the run has ended: into DIR and DIR/STEP'
+  flag(verb, '--follow', help, action='store_true')
   cluster(verb)
 
-  def run(**flags: Any) -> int:
-    from realm_jax.evaluate import evaluate
+  def run(follow: bool, **flags: Any) -> int:
+    if not follow:
+      from realm_jax.evaluate import evaluate
 
-    return _print_json(evaluate.evaluate(**flags))
+      return _print_json(evaluate.evaluate(**flags))
+    for name in ('step', 'index_version'):
+      if flags.pop(name) is not None:
+        raise ValueError(f'--{name}: not with --follow, which takes each')
+    from realm_jax.evaluate import follow as follow_lib
+
+    return follow_lib.follow(**flags)
 
   return run
 

@@ -48,7 +48,7 @@ def setup_arguments():
   return {
     keyword.arg: ast.literal_eval(keyword.value)
     for keyword in call.keywords
-    if keyword.arg in ('install_requires', 'extras_require')
+    if keyword.arg in ('install_requires', 'extras_require', 'package_data')
   }
 
 
@@ -107,6 +107,20 @@ def test_tpu_requirements_are_pinned_and_enough():
     pin = pins[canonicalize_name(requirement.name)]
     version = str(pin.specifier).removeprefix('==')
     assert requirement.specifier.contains(version), f'{line}: {pin}'
+
+
+def test_what_is_not_python_is_installed():
+  declared = {
+    ROOT.joinpath(*package.split('.'), name)
+    for package, names in setup_arguments()['package_data'].items()
+    for name in names
+  }
+  others = {
+    path
+    for path in (ROOT / 'realm_jax').rglob('*')
+    if path.is_file() and path.suffix not in ('.py', '.pyc')
+  }
+  assert others == declared
 
 
 def test_pyproject_configures_tools_only():

@@ -21,7 +21,7 @@ from realm_jax.data import batches
 from realm_jax.evaluate.restored import restore
 from realm_jax.model import parts
 from realm_jax.train import answer
-from realm_jax.workdir import files, rows, versions
+from realm_jax.workdir import checkpoints, files, rows, versions
 
 NUMBER = (int, float)
 
@@ -213,6 +213,10 @@ def test_evaluate(world, realm, verb, tmp_path):
   assert metrics['corpus_fingerprint'] == world.manifest['fingerprint']
   assert metrics['checkpoint_step'] in ([4, 8], [300])[verb == 'pretrain']
   assert metrics['index_step'] == 300
+  page = (tmp_path / 'out/report.html').read_text()
+  assert metrics['corpus_fingerprint'][:12] in page
+  assert f'{metrics["recall@5"]["value"]:.1f}' in page
+  assert page.count('<details') == 8 and page.count('<blockquote') == 40
   lines = files.read_lines(tmp_path / 'out' / 'predictions.jsonl')
   assert [line['id'] for line in lines] == [f'q{n}' for n in range(16, 24)]
   for line in lines:
@@ -229,6 +233,35 @@ def test_evaluate(world, realm, verb, tmp_path):
     assert 1e-3 < null < 1 if verb == 'pretrain' else abs(null) < 1e-5
     assert sorted(places, key=lambda x: -x['score']) == places
     assert (line['prediction'] is None) == (verb == 'pretrain')
+
+
+def test_evaluate_what_a_run_saved(world, capsys, tmp_path):
+  arguments = ['evaluate', '--workdir', str(world.path('finetune'))]
+  arguments += [
+    '--questions',
+    world.test,
+    '--output',
+    str(tmp_path),
+    '--follow',
+  ]
+  assert cli.main([*arguments, '--step', '4']) == 2
+  assert 'error: --step: not with --follow' in capsys.readouterr().err
+  steps = checkpoints.steps(world.path('finetune'))
+  assert cli.main(arguments) == 0
+  lines = map(json.loads, capsys.readouterr().out.splitlines())
+  assert [line['checkpoint_step'] for line in lines] == steps[::-1]
+  for directory, step in (
+    (tmp_path, 8),
+    *((tmp_path / str(s), s) for s in steps),
+  ):
+    assert {path.name for path in directory.iterdir() if path.is_file()} == {
+      *('metrics.json', 'predictions.jsonl', 'report.html')
+    }
+    metrics = files.read_json(directory / 'metrics.json')
+    assert metrics['checkpoint_step'] == step
+  assert cli.main(arguments) == 0  # nothing is left to do
+  said = capsys.readouterr()
+  assert said.out == '' and f'has steps {steps}' in said.err
 
 
 def test_evaluate_as_a_process(world, tmp_path):

@@ -9,6 +9,7 @@ from etils import epath
 
 from realm_jax.corpus.store import Corpus
 from realm_jax.data.questions import Question, read_questions
+from realm_jax.evaluate import report
 from realm_jax.evaluate.restored import Restored, Textless, restore
 from realm_jax.parallel import processes
 from realm_jax.scores import qa, retrieval
@@ -31,7 +32,7 @@ def evaluate(
   Args:
     workdir: of ict or pretrain (retrieval only) or finetune.
     questions: a file of questions, or `tfds:NAME`.
-    output: directory for metrics.json and predictions.jsonl.
+    output: directory for metrics.json, predictions.jsonl and report.html.
     step: see restored.restore.
     index_version: see restored.restore.
     allow_stale_index: see restored.restore.
@@ -40,21 +41,48 @@ def evaluate(
     What metrics.json holds: scores in percent with 95% bootstrap intervals;
     None where the checkpoint has no reader, or no index.
   """
+  directory = check_output(output)
+  asked = read_questions(questions)
+  restored = restore(workdir, step, index_version, allow_stale_index)
+  return score(restored, asked, questions, [directory])
+
+
+def check_output(output: str) -> epath.Path:
   directory = epath.Path(output)
   if directory.exists() and not directory.is_dir():
     raise ValueError(f'--output {output}: is a file, expected a directory')
-  asked = read_questions(questions)
-  restored = restore(workdir, step, index_version, allow_stale_index)
+  return directory
+
+
+def score(
+  restored: Restored,
+  asked: list[Question],
+  questions: str,
+  directories: list[epath.Path],
+) -> dict[str, Any]:
+  """Asks a checkpoint; leaves what `evaluate` does in each directory.
+
+  Args:
+    restored: the checkpoint with its index and corpus.
+    asked: the questions.
+    questions: the file that they are from.
+    directories: made where they are missing.
+
+  Returns:
+    As `evaluate`.
+  """
   if isinstance(restored.corpus, Textless):
-    raise ValueError(f'{workdir}: {restored.why_silent}')
-  texts = [question.question for question in asked]
+    raise ValueError(f'{restored.workdir.path}: {restored.why_silent}')
   if processes.is_first():
-    _make(directory)
+    for directory in directories:
+      _make(directory)
+  texts = [question.question for question in asked]
   evidence, answers = _run(restored, texts)
+  hit_QK = _hits(asked, evidence, restored.corpus)
   metrics = {
     'n': len(asked),
     **_answer_scores(asked, answers),
-    **_recall_scores(asked, evidence, restored.corpus),
+    **_recall_scores(hit_QK),
     'match': match(asked),
     'checkpoint_step': restored.checkpoint_step,
     'index_step': restored.index_step,
@@ -62,14 +90,22 @@ def evaluate(
   }
   if not processes.is_first():
     return metrics
-  # While predictions and metrics do not belong together, there are no metrics.
-  (directory / 'metrics.json').unlink(missing_ok=True)
-  lines = [
-    json.dumps(prediction(question, found, shown, restored), ensure_ascii=False)
+  predictions = [
+    prediction(question, found, shown, restored)
     for question, found, shown in zip(asked, answers, evidence, strict=True)
   ]
-  files.write_text(directory / 'predictions.jsonl', '\n'.join(lines) + '\n')
-  files.write_json(directory / 'metrics.json', metrics)
+  workdir = restored.workdir
+  page = report.html(
+    *(str(workdir.path), workdir.stage, questions),
+    *(metrics, asked, predictions, hit_QK, restored.corpus),
+  )
+  lines = [json.dumps(line, ensure_ascii=False) for line in predictions]
+  for directory in directories:
+    # While they do not belong together, there are no metrics.
+    (directory / 'metrics.json').unlink(missing_ok=True)
+    files.write_text(directory / 'predictions.jsonl', '\n'.join(lines) + '\n')
+    files.write_text(directory / 'report.html', page)
+    files.write_json(directory / 'metrics.json', metrics)
   return metrics
 
 
@@ -184,12 +220,18 @@ def _answer_scores(
   }
 
 
-def _recall_scores(
+def _hits(
   asked: list[Question], evidence: list[answer.Evidence], corpus: Corpus
-) -> dict[str, Any]:
+) -> np.ndarray | None:
+  """Which passages hold an answer, bool [Q, 20]; None: there are none."""
   if not any(found.rows for found in evidence):
+    return None
+  return dev.hits(asked, evidence, corpus, max(RECALL_AT))
+
+
+def _recall_scores(hit_QK: np.ndarray | None) -> dict[str, Any]:
+  if hit_QK is None:
     return {f'recall@{k}': None for k in RECALL_AT}
-  hit_QK = dev.hits(asked, evidence, corpus, max(RECALL_AT))
   return {
     f'recall@{k}': qa.bootstrap(retrieval.recall_at(hit_QK, k).astype(float))
     for k in RECALL_AT

@@ -163,9 +163,6 @@ class Workdir:
   def metrics(self) -> epath.Path:
     return self.path / 'metrics.jsonl'
 
-  def eval(self, step: int) -> epath.Path:
-    return self.path / 'eval' / str(step)
-
 
 def _bring_up_to_date(values: dict[str, Any]) -> None:
   """What an earlier program wrote, as this one does; other values stay."""
