@@ -227,7 +227,7 @@ _KEYS: dict[str, dict[str, dict[str, Any]]] = {
       'score_temperature': 8.0,
       'optimizer': {'learning_rate': 1e-3, 'warmup_steps': 50},
     },
-    'pretrain': {'num_steps': 600, 'score_temperature': 16.0},
+    'pretrain': {'score_temperature': 16.0, 'null_bias': 5.0},
     'finetune': {'score_temperature': 8.0},
   },
 }
