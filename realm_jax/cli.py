@@ -75,7 +75,7 @@ def main(argv: list[str] | None = None) -> int:
 def _join(**cluster: Any) -> Any:
   """Makes this process one of several where flags say so."""
   hang_seconds = cluster.pop('hang_seconds', None)
-  if not any(value not in (None, False) for value in cluster.values()):
+  if all(value is None or value is False for value in cluster.values()):
     return None
   from realm_jax.parallel import processes
 

@@ -109,7 +109,8 @@ def _steps(text: str) -> tuple[int, ...]:
 def cluster(verb: Parser) -> None:
   """The flags that make several processes one run; see take_cluster."""
   group = verb.add_argument_group('several processes, each started like this')
-  help = 'the cluster tells the rest (TPU pod, GKE, Slurm, Open MPI)'
+  help = 'the cluster tells the rest (TPU pod, GKE; a process a device: Slurm, '
+  help += 'Open MPI)'
   flag(group, '--distributed', help, action='store_true')
   flag(group, '--coordinator HOST:PORT', 'or: of process 0 (no default)')
   help = 'how many there are (no default)'

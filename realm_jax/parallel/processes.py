@@ -70,8 +70,8 @@ def start(cluster: Cluster) -> None:
     cluster: the run's processes.
 
   Raises:
-    ValueError: flags that do not fit, no cluster in the environment, or no
-      coordinator or not all processes within a minute.
+    ValueError: flags that do not fit, or no cluster in the environment.
+    ConnectionError: no coordinator or not all processes within a minute.
   """
   if not _asked_for(cluster):
     return
@@ -79,6 +79,8 @@ def start(cluster: Cluster) -> None:
     'coordinator_address': cluster.coordinator,
     'num_processes': cluster.num_processes,
     'process_id': cluster.process_id,
+    # Else JAX asks Slurm too, and takes one of the node's devices only.
+    'cluster_detection_method': 'deactivate',
   }
   where = cluster.coordinator or 'the cluster of --distributed'
   # JAX's own end of a wait that is too long is a crash with a stack trace.
@@ -90,8 +92,10 @@ def start(cluster: Cluster) -> None:
       initialization_timeout=2 * _START_SECONDS,
       heartbeat_timeout_seconds=_HEARTBEAT_SECONDS,
     )
-  except (RuntimeError, ValueError) as error:
+  except ValueError as error:
     raise ValueError(f'{where}: {error}') from error
+  except RuntimeError as error:
+    raise ConnectionError(f'{where}: {error}') from error
   finally:
     patience.cancel()
   if jax.process_count() > 1:
@@ -361,7 +365,7 @@ def _give_up(where: str) -> None:
     file=sys.stderr,
     flush=True,
   )
-  os._exit(2)
+  os._exit(1)
 
 
 def _silent() -> list[int]:
