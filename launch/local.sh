@@ -69,7 +69,7 @@ finish() {
   local process left
   status=0
   while [ ${#running[@]} -gt 0 ]; do
-    sleep 0.2
+    sleep 0.2 || true # Ctrl-C reaches it too
     left=()
     for process in "${running[@]}"; do
       if alive "$process"; then

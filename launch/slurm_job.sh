@@ -72,7 +72,7 @@ fi
 
 # The trainer goes on where the refresher fails; that is started again alone.
 while alive "$trainer"; do
-  sleep 1
+  sleep 1 || true # a signal reaches it too
   if [ -n "$refresher" ] && [ -z "$stopped" ] && ! alive "$refresher" &&
     ! wait "$refresher" && alive "$trainer" && ((tries++ < restarts)); then
     follow
@@ -85,7 +85,7 @@ if [ -n "$refresher" ]; then
     terminate "$SLURM_JOB_ID_HET_GROUP_1"
   fi
   while alive "$refresher"; do
-    sleep 1
+    sleep 1 || true
   done
   wait "$refresher" || followed=$?
 fi

@@ -1,5 +1,6 @@
 """launch/local.sh: several processes, restarts, SIGTERM."""
 
+import os
 import signal
 import sys
 import time
@@ -78,11 +79,18 @@ while :; do sleep 0.1; done""",
   assert (status, project.calls()) == (3, ['ended'] * 2)
 
 
-@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_reaches_all_and_ends_it(project, number):
+@pytest.mark.parametrize(
+  'number, send',
+  [
+    (signal.SIGTERM, os.kill),
+    (signal.SIGINT, os.kill),
+    (signal.SIGINT, os.killpg),  # Ctrl-C: to all that the script started too
+  ],
+)
+def test_a_signal_reaches_all_and_ends_it(project, number, send):
   project.command(
     'realm',
-    """trap 'echo saved >> $calls; exit 75' TERM
+    """trap 'sleep 0.3; echo saved >> $calls; exit 75' TERM
 echo started >> $calls
 while :; do sleep 0.1; done""",
   )
@@ -92,7 +100,7 @@ while :; do sleep 0.1; done""",
   while project.calls() != ['started'] * 2:
     assert time.monotonic() < deadline
     time.sleep(0.05)
-  process.send_signal(number)
+  send(process.pid, number)
   process.communicate(timeout=60)
   assert process.returncode == 75
   assert project.calls() == ['started'] * 2 + ['saved'] * 2
