@@ -27,8 +27,10 @@ esac
 # shellcheck disable=SC2034  # the types are read by name
 project='' zone='' name='' runtime='' trainer_type='' refresher_type=''
 capacity=() realm=()
+file=$settings
+[[ $file = */* ]] || file=./$file # else `.` looks in PATH
 # shellcheck source=/dev/null
-. "$settings"
+. "$file"
 for setting in project zone name runtime trainer_type refresher_type; do
   [ -n "${!setting}" ] || fail "$settings: $setting is not set"
 done
@@ -99,6 +101,10 @@ begin() {
   shift
   printf -v words ' %q' "$@" --distributed
   on_all "$part" "cd realm || exit
+if kill -0 \"\$(cat realm.pid 2>/dev/null)\" 2>/dev/null; then
+  echo 'error: realm is running here; stop it first' >&2
+  exit 1
+fi
 nohup bash launch/local.sh --platform tpu --restarts 10 --$words \
 >> realm.log 2>&1 < /dev/null &
 echo \$! > realm.pid"
@@ -148,10 +154,17 @@ case $command in
     [ -n "$part" ] || fail 'restart: which one, trainer or refresher?'
     restart "$part"
     ;;
-  create | install | stop | delete)
+  create | install)
     for part in ${part:-trainer refresher}; do
       "$command" "$part"
     done
+    ;;
+  stop | delete) # the other one too where one is gone
+    failed=0
+    for part in ${part:-trainer refresher}; do
+      "$command" "$part" || failed=1
+    done
+    exit "$failed"
     ;;
   *) fail "$command: no such command; see launch/tpu_vm.md" ;;
 esac

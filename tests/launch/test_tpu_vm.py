@@ -1,6 +1,8 @@
 """launch/tpu_vm.sh: what it would do, and what it refuses."""
 
+import os
 import shlex
+import subprocess
 
 import pytest
 
@@ -109,6 +111,55 @@ def test_logs_stop_and_delete(project, settings):
   gone = dry(project, 'settings.sh', 'delete')
   names = ['realm-1-trainer', 'realm-1-refresher']
   assert [command[4:6] for command in gone] == [['delete', n] for n in names]
+
+
+def test_a_host_runs_one_at_a_time(project, settings):
+  project.command('gcloud', 'printf %s "${@: -1}" > sent')
+  status, _, _ = project.run('tpu_vm.sh', 'settings.sh', 'train')
+  sent = (project.path / 'sent').read_text()
+  assert status == 0 and sent.startswith('--command=')
+  project.command('bash', 'echo started >> $calls')  # local.sh
+  host = project.path / 'realm'
+  host.mkdir()
+  path = f'{project.path}/bin:{os.environ["PATH"]}'
+
+  def start():
+    return subprocess.run(
+      ['/bin/bash', '-c', sent.removeprefix('--command=')],
+      cwd=project.path,
+      env={**os.environ, 'PATH': path},
+      capture_output=True,
+      text=True,
+    )
+
+  pid = host / 'realm.pid'
+  pid.write_text(f'{os.getpid()}\n')
+  refused = start()
+  assert (refused.returncode, project.calls()) == (1, [])
+  assert refused.stderr.startswith('error: realm is running here')
+  assert pid.read_text() == f'{os.getpid()}\n'
+  pid.unlink()
+  assert start().returncode == 0
+  assert int(pid.read_text()) != os.getpid()
+
+
+@pytest.mark.parametrize('command', ['stop', 'delete'])
+def test_one_slice_that_is_gone_does_not_keep_the_other(
+  project, settings, command
+):
+  project.command('gcloud', 'echo "$5" >> $calls; [[ $5 != *trainer ]]')
+  status, _, _ = project.run('tpu_vm.sh', 'settings.sh', command)
+  assert (status, project.calls()) == (
+    1,
+    ['realm-1-trainer', 'realm-1-refresher'],
+  )
+
+
+def test_settings_are_not_looked_for_in_path(project, settings):
+  project.command('settings.sh', 'name=another')
+  assert dry(project, 'settings.sh', 'create', 'trainer') == [
+    create('trainer', 'v4-128')
+  ]
 
 
 def test_without_dry_run_it_calls_gcloud(project, settings):
