@@ -15,6 +15,7 @@ from typing import Any, NoReturn
 
 # In the image; `realm` is what "$0" is in there.
 _RUN = '. launch/options.sh && use_platform tpu && exec realm "$@"'
+_PARTS = ('trainer', 'refresher', 'evaluator')
 _SIGTERM_STATUS = 75  # of a process that SIGTERM stopped, after saving
 
 
@@ -25,7 +26,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _slice(text: str) -> tuple[str, str]:
-  match = re.fullmatch(r'([a-z0-9-]+):(\d+(?:x\d+){1,2})', text)
+  match = re.fullmatch(r'([a-z0-9-]+):([1-9]\d*(?:x[1-9]\d*){1,2})', text)
   if not match:
     raise argparse.ArgumentTypeError(
       f'{text!r}, must be TYPE:TOPOLOGY, as in tpu-v4-podslice:4x4x4'
@@ -46,7 +47,7 @@ def _arguments(argv: list[str]) -> argparse.Namespace:
   parser = _Parser(prog='gke.py', allow_abbrev=False)
   parser.add_argument('--name', type=_name, required=True)
   parser.add_argument('--image', required=True)
-  for part in ('trainer', 'refresher', 'evaluator'):
+  for part in _PARTS:
     parser.add_argument(f'--{part}', type=_slice, metavar='TYPE:TOPOLOGY')
   parser.add_argument('--questions', metavar='FILE')
   parser.add_argument('--chips-per-host', type=int, default=4)
@@ -60,6 +61,15 @@ def _arguments(argv: list[str]) -> argparse.Namespace:
     parser.error('--trainer, --refresher or --evaluator: one is needed')
   if bool(arguments.evaluator) != bool(arguments.questions):
     parser.error('--evaluator and --questions: one needs the other')
+  if arguments.chips_per_host < 1:
+    parser.error(f'--chips-per-host: {arguments.chips_per_host}, not positive')
+  for part in _PARTS:
+    if where := getattr(arguments, part):
+      chips, per_host = _chips(where, arguments)
+      if chips % per_host:
+        parser.error(
+          f'--chips-per-host: {per_host}, must divide the {chips} of --{part}'
+        )
   if not (_workdir(arguments.realm) or '').startswith('gs://'):
     parser.error('--workdir: must be among the arguments of realm, and gs://')
   return arguments
@@ -138,12 +148,19 @@ def _job_set(
   }
 
 
+def _chips(
+  where: tuple[str, str], arguments: argparse.Namespace
+) -> tuple[int, int]:
+  """Of a slice, and of one of its hosts."""
+  chips = math.prod(map(int, where[1].split('x')))
+  return chips, min(chips, arguments.chips_per_host)
+
+
 def _job(
   arguments: argparse.Namespace, where: tuple[str, str], realm: list[str]
 ) -> dict[str, Any]:
   accelerator, topology = where
-  chips = math.prod(map(int, topology.split('x')))
-  per_host = min(chips, arguments.chips_per_host)
+  chips, per_host = _chips(where, arguments)
   hosts = chips // per_host
   tpus = {'google.com/tpu': per_host}
   selector = {

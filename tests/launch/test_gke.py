@@ -219,6 +219,12 @@ def test_without_dry_run_it_is_applied(project):
     ),
     ([*TRAINER, '--name=R', *RUN], "argument --name: 'R', must be a-z"),
     ([*ALL[:-1], *RUN], '--evaluator and --questions: one needs the other'),
+    (
+      [*TRAINER[:-1], TRAINER[-1].replace('4x4', '4x0'), *RUN],
+      'argument --trainer: ',
+    ),
+    ([*TRAINER, '--chips-per-host=0', *RUN], '--chips-per-host: 0, not'),
+    ([*TRAINER, '--chips-per-host=3', *RUN], '--chips-per-host: 3, must div'),
     ([*TRAINER, '--', 'pretrain'], '--workdir: must be among'),
     ([*TRAINER, '--', 'pretrain', '--workdir=w'], '--workdir: must be among'),
   ],
