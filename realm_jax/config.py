@@ -98,7 +98,10 @@ class OptimizerConfig:
   bias_correction: bool = False  # the release had none
 
   def validate(self) -> None:
-    for name in ('learning_rate', 'retriever_learning_rate_scale'):
+    for name in (
+      *('learning_rate', 'retriever_learning_rate_scale'),
+      'weight_decay',
+    ):
       if getattr(self, name) < 0:
         raise ValueError(
           f'optimizer.{name}: {getattr(self, name)}, must not be negative'
@@ -109,10 +112,11 @@ class OptimizerConfig:
         raise ValueError(
           f'optimizer.{name}: {getattr(self, name)}, must be in [0, 1)'
         )
-    if self.clip_norm <= 0:
-      raise ValueError(
-        f'optimizer.clip_norm: {self.clip_norm}, must be positive'
-      )
+    for name in ('eps', 'clip_norm'):
+      if getattr(self, name) <= 0:
+        raise ValueError(
+          f'optimizer.{name}: {getattr(self, name)}, must be positive'
+        )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -32,8 +32,8 @@ def load(
     ValueError: the file is not there, cannot be read as Python or has no
       get_config, or a key or value is wrong.
   """
-  file, _, argument = path.partition('.py:')
-  if argument:
+  file, found, argument = path.partition('.py:')
+  if found:
     file += '.py'
   if not os.path.isfile(file):
     what = 'is a directory' if os.path.isdir(file) else 'no such file'
@@ -76,7 +76,7 @@ def _line(error: Exception, file: str) -> str:
   lines = [
     frame.lineno
     for frame in traceback.extract_tb(error.__traceback__)
-    if frame.filename == file
+    if frame.filename == os.path.abspath(file)
   ]
   return f' line {lines[-1]}' if lines else ''
 

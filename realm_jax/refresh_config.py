@@ -144,7 +144,7 @@ class RefreshConfig:
     pairs = []
     for part in self.schedule.split(','):
       first, colon, every = part.strip().partition(':')
-      if not (colon and first.isdigit() and every.isdigit()):
+      if not (colon and first.isdecimal() and every.isdecimal()):
         raise ValueError(
           f'refresh.schedule: {part.strip()!r}, expected FIRST_STEP:EVERY'
         )

@@ -54,6 +54,32 @@ NOT_RUN = (
 )
 
 
+def test_an_error_in_a_file_names_the_line(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  (tmp_path / 'x.py').write_text('import os\n\nnothing\n')
+  for path in ('x.py', str(tmp_path / 'x.py')):
+    with pytest.raises(ValueError, match=r'x\.py line 3: NameError: '):
+      experiment.load(path)
+  (tmp_path / 'y.py').write_text('def get_config():\n  return {}\n')
+  assert (
+    experiment.load('y.py:').batch_size == experiment.load('y.py').batch_size
+  )
+
+
+@pytest.mark.parametrize(
+  'key, value, error',
+  [
+    ('optimizer.weight_decay', '-5', 'must not be negative'),
+    ('optimizer.eps', '0.0', 'must be positive'),
+    ('refresh.schedule', '²:5', 'expected FIRST_STEP:EVERY'),
+  ],
+)
+def test_a_value_that_cannot_be_right(tmp_path, key, value, error):
+  (tmp_path / 'x.py').write_text('def get_config():\n  return {}\n')
+  with pytest.raises(ValueError, match=f'{key}: .*{error}'):
+    experiment.load(str(tmp_path / 'x.py'), {key: value})
+
+
 def load(name, argument=''):
   path = EXPERIMENTS / name
   return experiment.load(f'{path}:{argument}' if argument else str(path))

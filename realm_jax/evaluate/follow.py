@@ -73,7 +73,7 @@ class _Job:
       self._done = {
         int(child.name)
         for child in directory.iterdir()
-        if child.name.isdigit() and (child / 'metrics.json').exists()
+        if child.name.isdecimal() and (child / 'metrics.json').exists()
       }
     if self._done:
       processes.say(f'evaluate: {directory} has steps {sorted(self._done)}')

@@ -192,7 +192,7 @@ def absolute_paths(config: config_lib.Config) -> config_lib.Config:
 def split_init(init_from: str) -> tuple[str, int | None]:
   """`WORKDIR[:STEP]` to its two halves."""
   path, colon, step = init_from.rpartition(':')
-  if colon and step.isdigit():
+  if colon and step.isdecimal():
     return path, int(step)
   return init_from, None
 
