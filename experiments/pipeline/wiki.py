@@ -12,6 +12,8 @@ from typing import Any, NamedTuple
 
 from pipeline import bm25
 
+from realm_jax.workdir import files
+
 _NUM_DEV = 200  # questions held out of training
 _SCORES = ('recall@1', 'recall@5', 'recall@20', 'exact_match', 'f1')
 
@@ -246,7 +248,7 @@ class Pipeline:
     with self._timed('BM25'):
       metrics = bm25.recall(self.workdir / 'corpus', self.tests)
     output.parent.mkdir(parents=True, exist_ok=True)
-    output.write_text(json.dumps(metrics, indent=2))
+    files.write_json(output, metrics)
     return metrics
 
   def _summary(self, rows: dict[str, dict[str, Any] | None]) -> None:
@@ -400,8 +402,7 @@ class _Timed:
     took = time.monotonic() - self._began
     seconds = self._pipeline._seconds()
     seconds[self._name] = seconds.get(self._name, 0) + took
-    file = self._pipeline.workdir / 'seconds.json'
-    file.write_text(json.dumps(seconds, indent=2))
+    files.write_json(self._pipeline.workdir / 'seconds.json', seconds)
     print(f'{self._name}: {took:.0f} s', flush=True)
 
 
