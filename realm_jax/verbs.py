@@ -170,7 +170,8 @@ def _evaluate(verb: Parser) -> _Run:
   help = 'for metrics.json, predictions.jsonl and report.html'
   need(verb, '--output DIR', help)
   checkpoint(verb)
-  help = 'each new checkpoint, until the run has ended: into DIR and DIR/STEP'
+  help = 'each checkpoint whose index is there, until the run has ended: into '
+  help += 'DIR/STEP, the newest into DIR too'
   flag(verb, '--follow', help, action='store_true')
   cluster(verb)
 

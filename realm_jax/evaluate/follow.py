@@ -26,15 +26,15 @@ def follow(
   """Evaluates checkpoints as they come, until the run has ended.
 
   The newest first whose index is there, each once; what is deleted before its
-  turn comes is left out. Started again, it goes on. Prints the metrics of each,
-  one line of JSON.
+  turn comes is left out, and so is, with a word, what never has an index.
+  Started again, it goes on. Prints the metrics of each, one line of JSON.
 
   Args:
     workdir: as in evaluate.evaluate; it may not be there yet.
     questions: as there.
     output: gets what evaluate leaves, of the newest checkpoint, and of each in
       a directory of its step's name.
-    allow_stale_index: as there.
+    allow_stale_index: as there, while no refresher is running.
 
   Returns:
     Exit status: 0 done, 75 stopped by SIGTERM.
@@ -67,7 +67,7 @@ class _Job:
     self, path: epath.Path, directory: epath.Path, allow_stale: bool
   ):
     self._path, self._directory = path, directory
-    self._allow_stale = allow_stale
+    self._allow_stale, self._stale = allow_stale, False
     self._done = set[int]()
     if directory.exists():
       self._done = {
@@ -85,20 +85,23 @@ class _Job:
       # In this order: what comes in between is seen the next time.
       finished = (self._path / 'finished.json').exists()
       refreshed = leases.refresher_lives(self._path)
+      self._stale = self._allow_stale and not refreshed
       steps = checkpoints.steps(self._path)
       if not steps and not said:
         processes.say(f'evaluate: waiting for a trainer in {self._path}')
         said = True
-      self._forget()
+      self._forget(steps)
       problems = {}
       for step in sorted(set(steps) - self._done, reverse=True):
         problem = self._why_not(step)
         if problem is None:
           return step
         problems[step] = problem
-      if finished and steps:
+      if steps and (finished or Workdir.open(self._path).stage == 'import'):
         problem = problems.get(steps[-1])
         if problem is None:
+          for step, why in problems.items():
+            processes.say(f'evaluate: step {step} is left out: {why}')
           return None
         if not refreshed:
           raise problem
@@ -107,13 +110,14 @@ class _Job:
   def evaluate(
     self, step: int, asked: list[Question], questions: str
   ) -> dict[str, Any] | None:
-    """The metrics of a step; None: it was deleted meanwhile."""
+    """The metrics of a step; None: it cannot be evaluated any more."""
     try:
-      restored = restore(str(self._path), step, None, self._allow_stale)
+      restored = restore(str(self._path), step, None, self._stale)
     except (ValueError, OSError):
-      if step in checkpoints.steps(self._path):
+      there = step in checkpoints.steps(self._path)
+      if there and self._why_not(step) is None:
         raise
-      return None
+      return None  # the step, or its index, was deleted just now
     # Its own is written last: that says that it was evaluated.
     places = [self._directory / str(step)]
     if step > max(self._done, default=-1):
@@ -122,11 +126,14 @@ class _Job:
     self._done.add(step)
     return metrics
 
-  def _forget(self) -> None:
-    """Steps that the run no longer knows: it went on from an earlier one."""
+  def _forget(self, steps: list[int]) -> None:
+    """Steps that the run no longer knows: it went on from an earlier one.
+
+    The newest of `steps`, those that are there, is recorded at the next save.
+    """
     if self._done:
       saved = files.read_lines(self._path / 'saved.jsonl')
-      self._done &= {record['step'] for record in saved}
+      self._done &= {record['step'] for record in saved} | set(steps)
 
   def _why_not(self, step: int) -> ValueError | None:
     """Why a step cannot be evaluated yet; None: it can."""
@@ -134,7 +141,7 @@ class _Job:
     if workdir.config.closed_book or workdir.stage == 'mlm':
       return None  # it has none, or is refused
     try:
-      find_version(workdir, step, None, self._allow_stale)
+      find_version(workdir, step, None, self._stale)
     except ValueError as error:
       return error
     return None

@@ -24,11 +24,11 @@ class Run:
     questions.write_text('{"question": "Who?", "answers": ["A"]}\n')
     self.questions = str(questions)
     config = types.SimpleNamespace(closed_book=False)
-    workdir = types.SimpleNamespace(config=config, stage='pretrain')
+    self.workdir = types.SimpleNamespace(config=config, stage='pretrain')
     for place, name, fake in (
       (follow.checkpoints, 'steps', lambda path: list(self.steps)),
       (follow.leases, 'refresher_lives', lambda path: self.refreshed),
-      (follow.Workdir, 'open', lambda path: workdir),
+      (follow.Workdir, 'open', lambda path: self.workdir),
       (follow, 'find_version', self.find_version),
       (follow, 'restore', lambda path, step, *_: step),
       (follow, 'score', self.score),
@@ -36,9 +36,11 @@ class Run:
     ):
       monkeypatch.setattr(place, name, fake)
 
-  def save(self, *steps, indexed=True):
+  def save(self, *steps, indexed=True, recorded=True):
     self.steps += steps
     self.indexed += steps if indexed else []
+    if not recorded:
+      return
     with open(self.folder / 'saved.jsonl', 'a') as file:
       file.writelines(f'{{"step": {step}}}\n' for step in steps)
 
@@ -78,6 +80,54 @@ def test_the_newest_first_and_each_once(run):
   assert run.follow() == 0
   assert run.asked == [6, 3, 9] and run.newest() == 9
   assert run.follow() == 0 and run.asked == []
+
+
+def test_the_newest_is_recorded_later(run):
+  run.save(3, recorded=False)
+  run.later = [lambda: None, run.finish]
+  assert run.follow() == 0
+  assert run.asked == [3]
+
+
+def test_says_what_is_left_out(run, capsys):
+  run.save(3, indexed=False)
+  run.save(6)
+  run.finish()
+  assert run.follow() == 0
+  assert run.asked == [6]
+  said = capsys.readouterr().err
+  assert 'step 3 is left out: step 3 has no index' in said
+
+
+def test_an_imported_checkpoint_is_all_there_is(run):
+  run.workdir.stage = 'import'
+  run.save(0)
+  assert run.follow() == 0
+  assert run.asked == [0]
+
+
+def test_a_version_that_was_pruned_meanwhile(run, monkeypatch):
+  def restore(path, step, *_):
+    if step == 3:
+      run.indexed.remove(3)
+      raise ValueError('no index version')
+    return step
+
+  monkeypatch.setattr(follow, 'restore', restore)
+  run.save(3, 6)
+  run.finish()
+  assert run.follow() == 0
+  assert run.asked == [6]
+
+
+def test_an_error_that_stays_ends_it(run, monkeypatch):
+  def restore(*_):
+    raise ValueError('damaged')
+
+  monkeypatch.setattr(follow, 'restore', restore)
+  run.save(3)
+  with pytest.raises(ValueError, match='damaged'):
+    run.follow()
 
 
 def test_the_newest_stays_on_top(run):
