@@ -162,9 +162,11 @@ def _refresh(
     age = seconds / step_seconds
   elif refresh.where == 'in_process':
     age = refresh_policy.longest(refresh, config.num_steps) + refresh.delay()
+    age = min(age, config.num_steps)
   elif refresh.where == 'rolling':
     turns = renew.rounds(corpus.blocks, refresh.rows_per_step)
-    chips, seconds, age = topology.chips, turns * step_seconds, turns + 1
+    chips, seconds = topology.chips, turns * step_seconds
+    age = min(turns + 1, config.num_steps)
   else:
     chips, seconds, age = 0, None, config.num_steps
   return {

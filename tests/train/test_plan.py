@@ -65,7 +65,7 @@ def test_more_devices_hold_less_each_and_gpus_are_estimated(capsys):
 
 
 def test_where_the_index_is_renewed(capsys):
-  flags = ['--topology=gpu:h100:64', '--config.num_steps=20_000']
+  flags = ['--topology=gpu:h100:64', '--config.num_steps=200_000']
   found = {
     where: plan(capsys, *flags, f'--config.refresh.where={where}')[1]
     for where in ('separate', 'in_process', 'rolling', 'none')
@@ -87,7 +87,7 @@ def test_where_the_index_is_renewed(capsys):
   assert (age['in_process'], age['rolling'], age['none']) == (
     500,
     104_327,
-    20_000,
+    200_000,
   )
   assert seconds['rolling'] == pytest.approx(
     104_326 * found['rolling']['step_seconds_estimate']
@@ -110,6 +110,7 @@ def test_how_old_a_version_made_in_process_gets(capsys):
   assert age('schedule', schedule) == 1_100  # from step 1,900 on
   delay = '--config.refresh.delay_steps=70'
   assert age('simulate_delay', delay) == 570
+  assert age('simulate_delay', '--config.refresh.delay_steps=2_900') == 3_000
 
 
 def test_a_large_vocabulary_takes_larger_token_ids(capsys):
