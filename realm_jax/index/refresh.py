@@ -276,6 +276,7 @@ class _Job:
     if newest >= last or checkpoints.was_saved(self._workdir.path, last):
       return
     self._built, self._passed_over, self._made = -1, -1, None
+    (self._workdir.path / PASSED_OVER).unlink(missing_ok=True)
 
   def _wanted(self) -> float:
     """The least step that the trainer wants a version of."""

@@ -189,10 +189,10 @@ class IndexFeed:
     """Whether a version of a saved step can come."""
     if not leases.refresher_lives(self._workdir.path):
       return False
-    passed_over = self._workdir.path / PASSED_OVER
-    return not (
-      passed_over.exists() and files.read_json(passed_over)['step'] >= step
-    )
+    try:
+      return files.read_json(self._workdir.path / PASSED_OVER)['step'] < step
+    except FileNotFoundError:
+      return True
 
   def digest(self, params: dict[str, Any]) -> str:
     """What says whose index fits: that of the document embedder.
