@@ -53,7 +53,7 @@ def load(
     # A ValueError is what a get_config says of its argument, maybe.
     kind = '' if type(error) is ValueError else f'{type(error).__name__}: '
     raise ValueError(
-      f'--config {file}{_line(error, file)}: {kind}{error}'
+      f'--config {file}{_line(error, spec.origin)}: {kind}{error}'
     ) from error
   finally:
     sys.path.pop(0)
@@ -69,14 +69,14 @@ def load(
   return config_lib.from_dict(values)
 
 
-def _line(error: Exception, file: str) -> str:
+def _line(error: Exception, file: str | None) -> str:
   """Where in the file an error came up, as ` line 3`; nothing if elsewhere."""
   if isinstance(error, SyntaxError):
     return ''  # says it itself
   lines = [
     frame.lineno
     for frame in traceback.extract_tb(error.__traceback__)
-    if frame.filename == os.path.abspath(file)
+    if frame.filename == file
   ]
   return f' line {lines[-1]}' if lines else ''
 

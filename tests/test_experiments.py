@@ -55,9 +55,11 @@ NOT_RUN = (
 
 
 def test_an_error_in_a_file_names_the_line(tmp_path, monkeypatch):
+  tmp_path = tmp_path / 'x'
+  tmp_path.mkdir()
   monkeypatch.chdir(tmp_path)
   (tmp_path / 'x.py').write_text('import os\n\nnothing\n')
-  for path in ('x.py', str(tmp_path / 'x.py')):
+  for path in ('x.py', './x.py', '../x/x.py', str(tmp_path / 'x.py')):
     with pytest.raises(ValueError, match=r'x\.py line 3: NameError: '):
       experiment.load(path)
   (tmp_path / 'y.py').write_text('def get_config():\n  return {}\n')
