@@ -187,7 +187,7 @@ class Checkpoints:
   def settle(self) -> None:
     """Lets a save come to its end before the run ends with an error."""
     if not self._closed:
-      with contextlib.suppress(OSError):  # the run has one to tell already
+      with contextlib.suppress(Exception):  # the run has one to tell already
         self.wait()
 
   def close(self) -> None:
