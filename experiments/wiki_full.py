@@ -263,8 +263,6 @@ def main() -> None:
   flags = parser('REALM on all the real passages', 'runs/wiki_full')
   flags.add_argument('--variant', choices=STAGES, required=True)
   flags = flags.parse_args()
-  if flags.variant == 'checkpoint' and not flags.bert:
-    raise SystemExit('error: --variant checkpoint needs --bert')
   flags.workdir = f'{flags.workdir}/{flags.variant}'
   Pipeline(
     flags,

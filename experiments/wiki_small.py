@@ -226,8 +226,6 @@ _KEYS: dict[str, dict[str, Any]] = {
 
 def main() -> None:
   flags = parser('REALM on real passages', 'runs/wiki_small').parse_args()
-  if not flags.bert:
-    raise SystemExit('error: --bert is needed')
   Pipeline(flags, __file__, STAGES, INPUTS, BLOCK_LENGTH).run()
 
 

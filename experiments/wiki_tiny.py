@@ -83,8 +83,6 @@ def get_config(stage: str = 'pretrain') -> ml_collections.ConfigDict:
 
 def main() -> None:
   flags = parser('REALM on few real passages', 'runs/wiki_tiny').parse_args()
-  if not flags.bert:
-    raise SystemExit('error: --bert is needed')
   Pipeline(flags, __file__, STAGES, INPUTS, wiki_small.BLOCK_LENGTH).run()
 
 

@@ -74,6 +74,9 @@ class Pipeline:
     block_length: int,
     prefix: str = '',
   ):
+    places = [place for s in stages.values() for place in s.inputs.values()]
+    if BERT in places and not flags.bert:
+      raise SystemExit('error: --bert is needed')
     self.experiment = f'{experiment}:{prefix}'
     self.stages = stages
     self.zero_shot = inputs.zero_shot
@@ -233,7 +236,7 @@ class Pipeline:
           *('--output', str(outputs[test])),
         )
     return {
-      test: json.loads((output / 'metrics.json').read_text())
+      test: files.read_json(output / 'metrics.json')
       for test, output in outputs.items()
     }
 
@@ -241,7 +244,7 @@ class Pipeline:
     """Recall of BM25 over the same blocks, title and text, by test set."""
     output = self.workdir / 'eval/bm25.json'
     if output.exists():
-      return json.loads(output.read_text())
+      return files.read_json(output)
     if not all(map(importlib.util.find_spec, ('bm25s', 'Stemmer'))):
       print('bm25s or PyStemmer is not installed: the table has no BM25')
       return None
@@ -267,10 +270,10 @@ class Pipeline:
       for test in self.tests
     }
     gains = self._gains()
-    swaps = _lines(self.workdir / 'pretrain/swaps.jsonl')
+    swaps = files.read_lines(self.workdir / 'pretrain/swaps.jsonl')
     utility = [
       line['retrieval_utility']
-      for line in _lines(self.workdir / 'pretrain/metrics.jsonl')
+      for line in files.read_lines(self.workdir / 'pretrain/metrics.jsonl')
       if 'retrieval_utility' in line
     ]
     curves.plot(self.workdir / 'pretrain', self.workdir / 'learning.png')
@@ -283,7 +286,7 @@ class Pipeline:
       'retrieval_utility_last': utility[-1],
       'seconds': {**seconds, 'total': sum(seconds.values())},
     }
-    (self.workdir / 'summary.json').write_text(json.dumps(summary, indent=2))
+    files.write_json(self.workdir / 'summary.json', summary)
     for test, table in tables.items():
       print(f'\n{test:20}' + ''.join(f'{score:>12}' for score in _SCORES))
       for name, row in table.items():
@@ -340,7 +343,9 @@ class Pipeline:
     def hits(name: str) -> Any:
       evidence = [
         answer.Evidence([z['block'] for z in line['evidence']], [])
-        for line in _lines(self._output(name, test) / 'predictions.jsonl')
+        for line in files.read_lines(
+          self._output(name, test) / 'predictions.jsonl'
+        )
       ]
       return dev.hits(asked, evidence, corpus, 5).any(1).astype(float)
 
@@ -383,7 +388,7 @@ class Pipeline:
 
   def _seconds(self) -> dict[str, float]:
     file = self.workdir / 'seconds.json'
-    return json.loads(file.read_text()) if file.exists() else {}
+    return files.read_json(file) if file.exists() else {}
 
   def _timed(self, name: str) -> '_Timed':
     return _Timed(self, name)
@@ -411,7 +416,3 @@ def _steps(workdir: pathlib.Path) -> list[int]:
   from realm_jax.workdir import checkpoints
 
   return checkpoints.steps(workdir)
-
-
-def _lines(path: pathlib.Path) -> list[dict[str, Any]]:
-  return [json.loads(line) for line in path.read_text().splitlines()]
