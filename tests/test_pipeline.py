@@ -236,24 +236,16 @@ def test_evaluate(world, realm, verb, tmp_path):
 
 
 def test_evaluate_what_a_run_saved(world, capsys, tmp_path):
-  arguments = ['evaluate', '--workdir', str(world.path('finetune'))]
-  arguments += [
-    '--questions',
-    world.test,
-    '--output',
-    str(tmp_path),
-    '--follow',
-  ]
+  arguments = ['evaluate', '--workdir', str(world.path('finetune')), '--follow']
+  arguments += ['--questions', world.test, '--output', str(tmp_path)]
   assert cli.main([*arguments, '--step', '4']) == 2
   assert 'error: --step: not with --follow' in capsys.readouterr().err
   steps = checkpoints.steps(world.path('finetune'))
   assert cli.main(arguments) == 0
   lines = map(json.loads, capsys.readouterr().out.splitlines())
   assert [line['checkpoint_step'] for line in lines] == steps[::-1]
-  for directory, step in (
-    (tmp_path, 8),
-    *((tmp_path / str(s), s) for s in steps),
-  ):
+  places = {tmp_path: 8} | {tmp_path / str(step): step for step in steps}
+  for directory, step in places.items():
     assert {path.name for path in directory.iterdir() if path.is_file()} == {
       *('metrics.json', 'predictions.jsonl', 'report.html')
     }

@@ -94,16 +94,14 @@ def score(
     prediction(question, found, shown, restored)
     for question, found, shown in zip(asked, answers, evidence, strict=True)
   ]
-  workdir = restored.workdir
-  page = report.html(
-    *(str(workdir.path), workdir.stage, questions),
-    *(metrics, asked, predictions, hit_QK, restored.corpus),
+  page = report.html(restored, questions, metrics, asked, predictions, hit_QK)
+  lines = ''.join(
+    json.dumps(line, ensure_ascii=False) + '\n' for line in predictions
   )
-  lines = [json.dumps(line, ensure_ascii=False) for line in predictions]
   for directory in directories:
     # While they do not belong together, there are no metrics.
     (directory / 'metrics.json').unlink(missing_ok=True)
-    files.write_text(directory / 'predictions.jsonl', '\n'.join(lines) + '\n')
+    files.write_text(directory / 'predictions.jsonl', lines)
     files.write_text(directory / 'report.html', page)
     files.write_json(directory / 'metrics.json', metrics)
   return metrics

@@ -8,6 +8,7 @@ import numpy as np
 
 from realm_jax.corpus.store import Corpus
 from realm_jax.data.questions import Question
+from realm_jax.evaluate.restored import Restored, Textless
 
 _QUESTIONS = 200  # shown, some of each part of the file
 _PASSAGES = 5  # of each
@@ -22,26 +23,22 @@ _BANDS = (
 
 
 def html(
-  workdir: str,
-  stage: str,
+  restored: Restored,
   questions: str,
   metrics: dict[str, Any],
   asked: Sequence[Question],
   predictions: Sequence[dict[str, Any]],
   hit_QK: np.ndarray | None,
-  corpus: Corpus,
 ) -> str:
   """The page: scores, where questions are lost, and questions with passages.
 
   Args:
-    workdir: of the checkpoint.
-    stage: of the workdir.
+    restored: the checkpoint.
     questions: the file.
     metrics: metrics.json.
     asked: the questions.
     predictions: lines of predictions.jsonl.
     hit_QK: which passages hold an answer, bool [Q, 20]; None: closed book.
-    corpus: of the index.
 
   Returns:
     HTML that needs no other file.
@@ -56,15 +53,15 @@ def html(
   )
   every = -(-len(asked) // _QUESTIONS)
   return environment.get_template('report.html').render(
-    workdir=workdir,
-    stage=stage,
+    workdir=str(restored.workdir.path),
+    stage=restored.workdir.stage,
     questions=questions,
     metrics=metrics,
     scores=[(name, metrics[name]) for name in _SCORES if metrics[name]],
     answered=answered,
     bands=[] if hit_QK is None else _bands(hit_QK, right_Q),
     shown=[
-      _shown(asked[q], predictions[q], hit_QK, q, corpus)
+      _shown(asked[q], predictions[q], hit_QK, q, restored.corpus)
       for q in range(0, len(asked), every)
     ],
   )
@@ -93,7 +90,7 @@ def _shown(
   line: dict[str, Any],
   hit_QK: np.ndarray | None,
   q: int,
-  corpus: Corpus,
+  corpus: Corpus | Textless,
 ) -> dict[str, Any]:
   places = [
     place | {'text': corpus.text(place['block']), 'holds': hit_QK[q, rank]}

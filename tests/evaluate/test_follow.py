@@ -106,11 +106,16 @@ def test_an_imported_checkpoint_is_all_there_is(run):
   assert run.asked == [0]
 
 
-def test_a_version_that_was_pruned_meanwhile(run, monkeypatch):
+@pytest.mark.parametrize(
+  'place, error', [('indexed', ValueError), ('steps', FileNotFoundError)]
+)
+def test_what_was_deleted_meanwhile(run, monkeypatch, place, error):
+  """A version that was pruned, a checkpoint."""
+
   def restore(path, step, *_):
     if step == 3:
-      run.indexed.remove(3)
-      raise ValueError('no index version')
+      getattr(run, place).remove(3)
+      raise error(step)
     return step
 
   monkeypatch.setattr(follow, 'restore', restore)
@@ -167,20 +172,6 @@ def test_a_run_that_went_on_from_an_earlier_step(run):
   run.later = [again, anew]
   assert run.follow() == 0
   assert run.asked == [6, 3, 6]
-
-
-def test_a_step_that_was_deleted_meanwhile(run, monkeypatch):
-  def restore(path, step, *_):
-    if step == 3:
-      run.steps.remove(3)
-      raise FileNotFoundError(step)
-    return step
-
-  monkeypatch.setattr(follow, 'restore', restore)
-  run.save(3, 6)
-  run.finish()
-  assert run.follow() == 0
-  assert run.asked == [6]
 
 
 def test_sigterm_ends_it(run, capsys):
