@@ -150,25 +150,28 @@ def _refresh(
     oldest row.
   none: no chips, no seconds (None); the age after the last step.
   """
-  refresh = config.refresh
-  chips, flops = topology.chips / 4, topology.flops / 4
-  if refresh.where == 'in_process':
-    chips, flops = topology.chips, topology.flops
-  elif refresher is not None:
-    chips, flops = refresher.chips, refresher.flops
-  embed = bert_flops(config.model, corpus.blocks, corpus.block_length)
-  seconds: float | None = embed / (flops * efficiency * _REFRESH_SHARE)
+  refresh, num_steps = config.refresh, config.num_steps
+
+  def embedding(flops: float) -> float:
+    embed = bert_flops(config.model, corpus.blocks, corpus.block_length)
+    return embed / (flops * efficiency * _REFRESH_SHARE)
+
   if refresh.where == 'separate':
+    chips, flops = topology.chips / 4, topology.flops / 4
+    if refresher is not None:
+      chips, flops = refresher.chips, refresher.flops
+    seconds = embedding(flops)
     age = seconds / step_seconds
   elif refresh.where == 'in_process':
-    age = refresh_policy.longest(refresh, config.num_steps) + refresh.delay()
-    age = min(age, config.num_steps)
+    chips, seconds = topology.chips, embedding(topology.flops)
+    age = refresh_policy.longest(refresh, num_steps) + refresh.delay()
+    age = min(age, num_steps)
   elif refresh.where == 'rolling':
     turns = renew.rounds(corpus.blocks, refresh.rows_per_step)
     chips, seconds = topology.chips, turns * step_seconds
-    age = min(turns + 1, config.num_steps)
+    age = min(turns + 1, num_steps)
   else:
-    chips, seconds, age = 0, None, config.num_steps
+    chips, seconds, age = 0, None, num_steps
   return {
     'refresh_chips': chips,
     'refresh_seconds_estimate': seconds,
