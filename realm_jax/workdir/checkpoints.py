@@ -63,7 +63,6 @@ class Checkpoints:
         todelete_subdir=_DELETED,
       ),
     )
-    self._closed = False
     self._deletion: threading.Thread | None = None
     self._unrecorded: list[dict[str, Any]] = []
     if self._primary:
@@ -186,14 +185,12 @@ class Checkpoints:
 
   def settle(self) -> None:
     """Lets a save come to its end before the run ends with an error."""
-    if not self._closed:
-      with contextlib.suppress(Exception):  # the run has one to tell already
-        self.wait()
+    with contextlib.suppress(Exception):  # the run has one to tell already
+      self.wait()
 
   def close(self) -> None:
     """Waits as `wait` does, and ends the threads."""
     self.wait()
-    self._closed = True
     self._manager.close()
     if self._deletion is not None:
       self._deletion.join()
